@@ -429,28 +429,39 @@ char *tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t co
 
 namespace
 {
-// Hands the trainer the lines of a text. Given an iterator and no file name, it has no path to store in the model.
-class LineIterator : public sentencepiece::SentenceIterator
+enum { MAX_CHUNK_WORDS = 5 };
+
+// Hands the trainer a text in chunks of one to five words, in turn. In whole lines, words that are always followed by the
+// same words never become candidates of their own: the trainer's seeds are the longest strings that repeat. Given an
+// iterator and no file name, it has no path to store in the model.
+class ChunkIterator : public sentencepiece::SentenceIterator
 {
   public:
-    explicit LineIterator(std::string_view text) : rest_(text)
+    explicit ChunkIterator(std::string_view text) : rest_(text)
     {
         Next();
     }
     bool done() const override
     {
-        return done_;
+        return chunk_.empty();
     }
     void Next() override
     {
-        done_ = rest_.empty();
-        const size_t end = rest_.find('\n');
-        line_ = rest_.substr(0, end);
-        rest_.remove_prefix(end == std::string_view::npos ? rest_.size() : end + 1);
+        size_t words = 0;
+        chunk_.clear();
+        while (words < wanted_ && !rest_.empty()) {
+            const size_t end = rest_.find_first_of(" \t\r\n");
+            const std::string_view word = rest_.substr(0, end);
+            rest_.remove_prefix(end == std::string_view::npos ? rest_.size() : end + 1);
+            if (word.empty()) continue;
+            if (words++ > 0) chunk_ += ' ';
+            chunk_ += word;
+        }
+        wanted_ = wanted_ % MAX_CHUNK_WORDS + 1;
     }
     const std::string &value() const override
     {
-        return line_;
+        return chunk_;
     }
     sentencepiece::util::Status status() const override
     {
@@ -459,8 +470,8 @@ class LineIterator : public sentencepiece::SentenceIterator
 
   private:
     std::string_view rest_;
-    std::string line_;
-    bool done_ = false;
+    std::string chunk_;
+    size_t wanted_ = 1;
 };
 } // namespace
 
@@ -518,8 +529,8 @@ static int train(const char *text_path, const char *model_path, int vocabulary_s
     if (read_file(text_path, &text, error) != 0) return -1;
     if (check_training_text(text, text_path, error) != 0) return -1;
 
-    LineIterator lines(text);
-    auto status = sentencepiece::SentencePieceTrainer::Train(training_options(vocabulary_size), &lines, &model);
+    ChunkIterator chunks(text);
+    auto status = sentencepiece::SentencePieceTrainer::Train(training_options(vocabulary_size), &chunks, &model);
     if (!status.ok())
         return error_set(error, EXIT_USAGE, "%s: cannot train a vocabulary of %d + %d sentinels (%.500s)", text_path,
                          vocabulary_size - SENTINELS, int{SENTINELS}, library_says(status).c_str());

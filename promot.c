@@ -1,0 +1,7310 @@
+/* promot.c: T5, prompt tuning and ProMoT, by hand.
+ *
+ * [0] What this file is
+ *
+ * ProMoT (Wang et al. 2022, arXiv 2211.00635) fine-tunes a T5 in two stages. Stage 1 learns a soft prompt, P vectors
+ * put in front of the encoder's input, with the model frozen: the *format* of the task (answer True or False) goes
+ * into the prompt. Stage 2 fine-tunes the model with that prompt attached and frozen: what is left to learn is the
+ * task itself. Afterwards the prompt is used for the tuned task and removed for everything else, and the model's
+ * in-context learning is still there. This file holds all of it: the network forward and backward, Adafactor,
+ * decoding, training, evaluation and the command line. It refuses to be a framework: there is no graph, no autograd,
+ * no plug-in.
+ *
+ * Read it from top to bottom; nothing is used before it is explained. Search for "[5]" to jump to chapter 5.
+ *
+ *   [0] What this file is
+ *   [1] Errors, memory, random numbers
+ *   [2] Kernels
+ *   [3] The model
+ *   [4] Soft prompts
+ *   [5] Adafactor
+ *   [6] Decoding
+ *   [7] Training
+ *   [8] Evaluation
+ *   [10] Command line
+ *
+ * Notation, here and in promot.h: B sequences, S source and T target tokens, P prompt rows, D d_model, H heads, K d_kv,
+ * I = H*K inner width, F d_ff, V vocabulary, L layers, N rows of a packed matrix. A matrix is row-major, weights are
+ * [out, in] as Hugging Face stores them, and y = x · wᵀ. `d` in front of a name is its gradient.
+ *
+ * Only chapter 2 reads or writes the memory of a tensor. A GPU build leaves chapter 2 out (-DPROMOT_GPU) and links
+ * other definitions of the same kernels. -DPROMOT_NO_MAIN leaves out main, so that a test can include this file;
+ * -DPROMOT_DOUBLE makes every element type double. */
+#include "promot.h"
+
+#include <cjson/cJSON.h>
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "data/files.h"
+#include "data/metrics.h"
+#include "data/prompt_file.h"
+
+#define PROMOT_VERSION "0.1.0"
+
+/* ================================================================================================================
+ * [1] Errors, memory, random numbers
+ *
+ * A function that can fail fills an Error and returns -1 or NULL; its caller hands it on. Only main prints.
+ * Host memory that is small against a model (lists, names, a batch's ids) comes from the two functions below, which
+ * end the program when there is none: there is nothing left to save then, and every file is written atomically.
+ * Model-sized memory is asked for with device_alloc and refused politely. */
+
+static void *host_alloc(size_t count, size_t size)
+{
+    void *memory = calloc(count ? count : 1, size ? size : 1);
+    if (!memory) {
+        fprintf(stderr, "promot: memory: none left (asked for %zu bytes)\n", count * size);
+        exit(EXIT_FAILED);
+    }
+    return memory;
+}
+
+static void *host_grow(void *memory, size_t count, size_t size)
+{
+    void *grown = realloc(memory, count && size ? count * size : 1);
+    if (!grown) {
+        fprintf(stderr, "promot: memory: none left (asked for %zu bytes)\n", count * size);
+        exit(EXIT_FAILED);
+    }
+    return grown;
+}
+
+static char *text_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static char *text_format(const char *format, ...) /* a new string; to be freed */
+{
+    va_list arguments;
+    char *text;
+    int length;
+    va_start(arguments, format);
+    length = vsnprintf(NULL, 0, format, arguments);
+    va_end(arguments);
+    text = host_alloc((size_t)length + 1, 1);
+    va_start(arguments, format);
+    vsnprintf(text, (size_t)length + 1, format, arguments);
+    va_end(arguments);
+    return text;
+}
+
+/* An arena hands out pieces of one block of device memory. With base NULL it hands out NULL and only counts: the code
+ * that lays out a pass's buffers is also the code that foretells how much memory it needs. */
+typedef struct {
+    char *base;
+    size_t used;
+} Arena;
+
+static void *arena_take(Arena *arena, size_t count, size_t size)
+{
+    size_t at = arena->used;
+    arena->used += (count * size + 63) / 64 * 64;
+    return arena->base ? arena->base + at : NULL;
+}
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* --- random numbers: pure functions of a key and a place
+ *
+ * Nothing here has a state, so a run that was killed goes on with the same numbers, and no result depends on which
+ * thread asked first. */
+
+/* Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): ten rounds, each two 32 x 32 bit
+ * multiplications whose high halves are mixed with the key and whose low halves change places. */
+static inline void philox4x32(const uint32_t counter[4], uint64_t key, uint32_t out[4])
+{
+    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+    for (int round = 0; round < 10; round++) {
+        uint64_t a = (uint64_t)c0 * 0xD2511F53u, b = (uint64_t)c2 * 0xCD9E8D57u;
+        c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
+        c1 = (uint32_t)b;
+        c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
+        c3 = (uint32_t)a;
+        k0 += 0x9E3779B9u; /* the golden ratio and sqrt(3) - 1, in 32 bits */
+        k1 += 0xBB67AE85u;
+    }
+    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+}
+
+/* The finaliser of SplitMix64 (Steele et al. 2014): every bit of x moves about half of the bits of the result. */
+static uint64_t random_mix(uint64_t x)
+{
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+/* A new key from a key and a number: the key of step s is random_fold(seed, s), as JAX's fold_in makes it. */
+static uint64_t random_fold(uint64_t key, uint64_t data)
+{
+    const uint64_t golden = 0x9E3779B97F4A7C15u;
+    return random_mix(random_mix(key + golden) + golden * (data + 1));
+}
+
+/* The index-th number of a key's stream, uniform in [0, 1) with 53 bits. */
+static double random_uniform(uint64_t key, uint64_t index)
+{
+    const uint32_t counter[4] = {(uint32_t)index, (uint32_t)(index >> 32), 0, 0};
+    uint32_t bits[4];
+    philox4x32(counter, key, bits);
+    return (double)(((uint64_t)bits[1] << 32 | bits[0]) >> 11) * 0x1p-53;
+}
+
+/* Standard normal, by Box and Muller: sqrt(-2 ln u) cos(2 pi v), u in (0, 1]. Another stream than random_uniform's. */
+static double random_normal(uint64_t key, uint64_t index)
+{
+    const uint32_t counter[4] = {(uint32_t)index, (uint32_t)(index >> 32), 1, 0};
+    uint32_t bits[4];
+    philox4x32(counter, key, bits);
+    double u = (double)((((uint64_t)bits[1] << 32 | bits[0]) >> 11) + 1) * 0x1p-53;
+    double v = (double)(((uint64_t)bits[3] << 32 | bits[2]) >> 11) * 0x1p-53;
+    return sqrt(-2.0 * log(u)) * cos(2.0 * M_PI * v);
+}
+
+/* ================================================================================================================
+ * [2] Kernels
+ *
+ * Everything that reads or writes the memory of a tensor, each _forward beside its _backward with the formula. promot.h
+ * declares them and says what they mean; a GPU build leaves this chapter out and links its own.
+ */
+#ifndef PROMOT_GPU
+
+/* --- vectors
+ *
+ * Loops are plain where the compiler makes vectors of them ("omp simd"). Where it cannot, as with exp and with sums, we
+ * say it in GNU C's vector types: the same source for AVX-512, AVX, SSE and NEON. */
+#if defined __AVX512F__
+#define VECTOR_BYTES 64
+#elif defined __AVX__
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+enum { LANES = VECTOR_BYTES / sizeof(real_t) };
+
+/* aligned(sizeof(real_t)): rows of any width may be loaded from; may_alias: through a pointer to plain numbers. */
+typedef real_t vec_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
+#ifdef PROMOT_DOUBLE
+typedef int64_t lane_bits_t;
+#else
+typedef int32_t lane_bits_t;
+#endif
+typedef lane_bits_t vec_bits_t __attribute__((vector_size(VECTOR_BYTES))); /* what a comparison of vectors gives */
+
+static inline vec_t vec_set(real_t x)
+{
+    return x - (vec_t){0};
+}
+
+static inline vec_t vec_select(vec_bits_t mask, vec_t yes, vec_t no)
+{
+    return (vec_t)((mask & (vec_bits_t)yes) | (~mask & (vec_bits_t)no));
+}
+
+/* The last columns of a row are loaded and stored like all others, only fewer of them: n is what is left of the row. */
+static inline vec_t vec_load_some(const real_t *from, size_t n, real_t fill)
+{
+    if (n >= LANES) return *(const vec_t *)from;
+    vec_t x = vec_set(fill);
+    memcpy(&x, from, n * sizeof *from);
+    return x;
+}
+
+static inline void vec_store_some(real_t *to, size_t n, vec_t x)
+{
+    if (n >= LANES)
+        *(vec_t *)to = x;
+    else
+        memcpy(to, &x, n * sizeof *to);
+}
+
+/* e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2. About 1 ulp; 0 below, infinity above, NaN for NaN. */
+static inline vec_t vec_exp(vec_t x)
+{
+#ifdef PROMOT_DOUBLE /* finite differences want all 53 bits */
+    for (int lane = 0; lane < LANES; lane++) x[lane] = exp(x[lane]);
+    return x;
+#else
+    x = vec_select(x < vec_set(-104.0f), vec_set(-104.0f), x); /* e^-104 rounds to 0, e^89 is infinite: n stays in */
+    x = vec_select(x > vec_set(89.0f), vec_set(89.0f), x);     /* [-150, 128], which two exponents can hold */
+    const vec_t magic = vec_set(0x1.8p23f); /* adding it leaves round(x / ln 2) in the low bits of the mantissa */
+    vec_t shifted = x * 0x1.715476p0f + magic, n = shifted - magic;
+    vec_bits_t power = (vec_bits_t)shifted - (vec_bits_t)magic, half = power >> 1;
+    /* ln 2 in two parts, the first so short that n times it is exact */
+    vec_t r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
+    /* e^r = 1 + r + r^2 q(r): least largest relative error (4e-9) over |r| <= 0.3473 */
+    vec_t q = 0x1.6a2256p-10f + (vec_t){0};
+    q = q * r + 0x1.123b02p-7f;
+    q = q * r + 0x1.5558f8p-5f;
+    q = q * r + 0x1.55549p-3f;
+    q = q * r + 0x1.fffffcp-2f;
+    vec_t e = 1.0f + (r + r * r * q);
+    /* 2^n in two factors, so that neither leaves the range of exponents */
+    return e * (vec_t)((half + 127) << 23) * (vec_t)((power - half + 127) << 23);
+#endif
+}
+
+/* Sums and maxima of a row are written out: compilers may not reorder a sum, and keep a maximum scalar for fear of NaN.
+ * (A maximum may miss a NaN. Sums do not, and there is one beside every maximum.) */
+static real_t max_of(const real_t *x, size_t n)
+{
+    vec_t max = vec_load_some(x, n, x[0]);
+    for (size_t i = LANES; i < n; i += LANES) {
+        vec_t next = vec_load_some(x + i, n - i, x[0]);
+        max = vec_select(next > max, next, max);
+    }
+    real_t best = max[0];
+    for (int lane = 1; lane < LANES; lane++) best = max[lane] > best ? max[lane] : best;
+    return best;
+}
+
+static inline real_t sum_lanes(vec_t v)
+{
+    real_t sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
+    return sum;
+}
+
+static real_t sum_of(const real_t *x, size_t n)
+{
+    vec_t sum = {0};
+    for (size_t i = 0; i < n; i += LANES) sum += vec_load_some(x + i, n - i, 0);
+    return sum_lanes(sum);
+}
+
+static real_t sum_of_squares(const real_t *x, size_t n)
+{
+    vec_t sum = {0};
+    for (size_t i = 0; i < n; i += LANES) {
+        vec_t v = vec_load_some(x + i, n - i, 0);
+        sum += v * v;
+    }
+    return sum_lanes(sum);
+}
+
+static inline size_t min_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline size_t ceil_div(size_t a, size_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* A sum over all rows is made of sums over blocks of rows, and these blocks follow from the number of rows alone: so
+ * any number of threads adds the same numbers in the same order. At most 256 blocks, of at least 32 rows. */
+static size_t rows_per_block(size_t rows)
+{
+    size_t share = ceil_div(rows, 256);
+    return share > 32 ? share : 32;
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * The device and its memory: on the CPU, a number of threads and one scratch buffer. */
+struct Device {
+    int threads;
+    MatmulPrecision precision;
+    char *scratch;
+    size_t scratch_bytes;
+};
+
+Device *device_open(int threads, MatmulPrecision precision, Error *error)
+{
+    if (threads < 0) {
+        error_set(error, EXIT_USAGE, "threads: must not be negative (found %d)", threads);
+        return NULL;
+    }
+    if (precision == MATMUL_BF16 && !device_has_bf16()) {
+        error_set(error, EXIT_USAGE, "precision: bf16 needs a processor with AVX512_BF16 (use fp32)");
+        return NULL;
+    }
+    Device *dev = calloc(1, sizeof *dev);
+    if (!dev) {
+        error_set(error, EXIT_FAILED, "device: no memory");
+        return NULL;
+    }
+    dev->threads = threads ? threads : omp_get_num_procs();
+    dev->precision = precision;
+    return dev;
+}
+
+void device_close(Device *dev)
+{
+    if (!dev) return;
+    device_free(dev->scratch);
+    free(dev);
+}
+
+int device_threads(const Device *dev)
+{
+    return dev->threads;
+}
+
+/* Large tensors ask for pages of 2 MiB: a fine-tuning step walks through gigabytes, and small pages would cost it a
+ * miss of the address cache every 4 KiB. */
+void *device_alloc(size_t bytes)
+{
+    const size_t huge_page = (size_t)2 << 20;
+    size_t alignment = bytes >= 4 * huge_page ? huge_page : 64;
+    if (bytes > SIZE_MAX - alignment) return NULL;
+    size_t whole = bytes ? ceil_div(bytes, alignment) * alignment : alignment;
+    void *memory = aligned_alloc(alignment, whole);
+#ifdef MADV_HUGEPAGE
+    if (memory && alignment == huge_page) madvise(memory, whole, MADV_HUGEPAGE); /* a wish: refusal does no harm */
+#endif
+    return memory;
+}
+
+void device_free(void *memory)
+{
+    free(memory);
+}
+
+/* Kernels return nothing, so there is nobody to tell when their scratch cannot grow: this is the one way out. */
+static void *device_scratch(Device *dev, size_t bytes)
+{
+    if (bytes > dev->scratch_bytes) {
+        device_free(dev->scratch);
+        dev->scratch = device_alloc(bytes);
+        dev->scratch_bytes = bytes;
+        if (!dev->scratch) {
+            fprintf(stderr, "promot: scratch memory: %zu bytes are not to be had\n", bytes);
+            exit(EXIT_FAILED);
+        }
+    }
+    return dev->scratch;
+}
+
+void device_clear(Device *dev, void *memory, size_t bytes)
+{
+    (void)dev;
+    memset(memory, 0, bytes);
+}
+
+void device_copy(Device *dev, void *to, const void *from, size_t bytes)
+{
+    (void)dev;
+    memmove(to, from, bytes);
+}
+
+void device_upload(Device *dev, void *to, const void *host, size_t bytes)
+{
+    device_copy(dev, to, host, bytes);
+}
+
+void device_download(Device *dev, void *host, const void *from, size_t bytes)
+{
+    device_copy(dev, host, from, bytes);
+}
+
+static void numbers_from_floats(Device *dev, real_t *to, const float *from, size_t n)
+{
+#pragma omp parallel for simd num_threads(dev->threads)
+    for (size_t i = 0; i < n; i++) to[i] = from[i];
+}
+
+static void numbers_to_floats(Device *dev, float *to, const real_t *from, size_t n)
+{
+#pragma omp parallel for simd num_threads(dev->threads)
+    for (size_t i = 0; i < n; i++) to[i] = (float)from[i];
+}
+
+void weights_upload(Device *dev, weight_t *to, const float *host, size_t n)
+{
+    numbers_from_floats(dev, to, host, n);
+}
+
+void weights_download(Device *dev, float *host, const weight_t *from, size_t n)
+{
+    numbers_to_floats(dev, host, from, n);
+}
+
+void activations_download(Device *dev, float *host, const act_t *from, size_t n)
+{
+    numbers_to_floats(dev, host, from, n);
+}
+
+void stats_upload(Device *dev, stat_t *to, const float *host, size_t n)
+{
+    numbers_from_floats(dev, to, host, n);
+}
+
+void stats_download(Device *dev, float *host, const stat_t *from, size_t n)
+{
+    numbers_to_floats(dev, host, from, n);
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * Embedding: out[r] = table[ids[r]]. T5 does not multiply by sqrt(D). A negative id is a row of a soft prompt. */
+void embedding_forward(Device *dev, act_t *out, const weight_t *table, const weight_t *prompts, const int32_t *ids,
+                       size_t rows, size_t width)
+{
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t r = 0; r < rows; r++) {
+        const weight_t *from = ids[r] >= 0 ? table + (size_t)ids[r] * width : prompts + (size_t)(-1 - ids[r]) * width;
+        memcpy(out + r * width, from, width * sizeof *out);
+    }
+}
+
+/* dtable[t] += sum of the gradient rows listed for t. One thread owns one target, so no two add to the same number. */
+void embedding_backward(Device *dev, stat_t *dtable, const act_t *dout, const int32_t *first, const int32_t *source,
+                        size_t targets, size_t width)
+{
+#pragma omp parallel for schedule(dynamic, 16) num_threads(dev->threads)
+    for (size_t t = 0; t < targets; t++) {
+        stat_t *to = dtable + t * width;
+        for (int32_t i = first[t]; i < first[t + 1]; i++) {
+            const act_t *from = dout + (size_t)source[i] * width;
+#pragma omp simd
+            for (size_t c = 0; c < width; c++) to[c] += from[c];
+        }
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * Dropout. The mask is never stored: forward and backward both make it anew from (key, site, example, row, column). */
+
+/* The factors of columns [first_column, first_column + columns) of one row: 0 where dropped, else 1 / (1 - rate). */
+static void dropout_row(real_t *scale, const Dropout *d, uint32_t site, uint32_t example, uint32_t row,
+                        size_t first_column, size_t columns)
+{
+    const uint32_t threshold = d->rate < 1 ? (uint32_t)((double)d->rate * 0x1p32) : UINT32_MAX;
+    const real_t kept = d->rate < 1 ? (real_t)(1.0 / (1.0 - (double)d->rate)) : 0;
+    const size_t end = first_column + columns;
+    for (size_t column = first_column; column < end;) {
+        const uint32_t counter[4] = {(uint32_t)(column / 4), d->shared ? 0 : row, example, site};
+        uint32_t bits[4] = {0};
+        if (threshold) philox4x32(counter, d->key, bits);
+        for (size_t i = column % 4; i < 4 && column < end; i++, column++)
+            scale[column - first_column] = bits[i] < threshold ? 0 : kept;
+    }
+}
+
+/* Everything that has dropout works element by element. It is cut into pieces of at most 64 rows of one sequence and
+ * 1024 columns; a mask that the rows of a sequence share is made once for each piece. A RowKernel does n columns of one
+ * row, `at` being the place of the first of them, and multiplies by factor[0 … n-1], which is 1 without dropout. */
+enum { PIECE_ROWS = 64, PIECE_COLUMNS = 1024 };
+
+typedef struct {
+    real_t *out;
+    const real_t *a, *b;
+    size_t width; /* of the rows that dropout sees */
+} Operands;
+
+typedef void RowKernel(const Operands *operands, size_t row, size_t column, size_t n, const real_t *factor);
+
+static void for_each_piece(Device *dev, RowKernel *kernel, const Operands *operands, const Sequences *seqs,
+                           const Dropout *dropout)
+{
+    const size_t width = operands->width;
+    const size_t down = ceil_div(seqs->longest, PIECE_ROWS), across = ceil_div(width, PIECE_COLUMNS);
+#pragma omp parallel for schedule(dynamic) num_threads(dev->threads)
+    for (size_t piece = 0; piece < seqs->count * down * across; piece++) {
+        real_t factor[PIECE_COLUMNS] __attribute__((aligned(64)));
+        const size_t b = piece / (down * across), length = (size_t)seqs->length[b];
+        const size_t first = piece / across % down * PIECE_ROWS, last = min_size(first + PIECE_ROWS, length);
+        const size_t column = piece % across * PIECE_COLUMNS, n = min_size(width - column, PIECE_COLUMNS);
+        const bool each_row = !dropout->shared && dropout->rate > 0;
+        const uint32_t example = (uint32_t)(seqs->first_example + b);
+        for (size_t row = first; row < last; row++) {
+            if (row == first || each_row)
+                dropout_row(factor, dropout, dropout->site, example, (uint32_t)row, column, n);
+            kernel(operands, (size_t)seqs->start[b] + row, column, n, factor);
+        }
+    }
+}
+
+static void dropout_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+{
+    const size_t at = row * o->width + column;
+#pragma omp simd
+    for (size_t c = 0; c < n; c++) o->out[at + c] = o->a[at + c] * factor[c];
+}
+
+void dropout_forward(Device *dev, act_t *x, const Sequences *seqs, size_t width, const Dropout *dropout)
+{
+    if (dropout->rate > 0) for_each_piece(dev, dropout_piece, &(Operands){x, x, NULL, width}, seqs, dropout);
+}
+
+/* The residual stream: out = x + dropout(branch). */
+static void residual_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+{
+    const size_t at = row * o->width + column;
+#pragma omp simd
+    for (size_t c = 0; c < n; c++) o->out[at + c] = o->a[at + c] + o->b[at + c] * factor[c];
+}
+
+void residual_forward(Device *dev, act_t *out, const act_t *x, const act_t *branch, const Sequences *seqs, size_t width,
+                      const Dropout *dropout)
+{
+    for_each_piece(dev, residual_piece, &(Operands){out, x, branch, width}, seqs, dropout);
+}
+
+/* dbranch = dout * mask / (1 - rate); dx = dout needs no work. */
+void residual_backward(Device *dev, act_t *dbranch, const act_t *dout, const Sequences *seqs, size_t width,
+                       const Dropout *dropout)
+{
+    for_each_piece(dev, dropout_piece, &(Operands){dbranch, dout, NULL, width}, seqs, dropout);
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * T5's layer norm (T5X layers.py): y = s x r, r = 1 / sqrt(mean(x^2) + epsilon). No mean is subtracted. */
+void rmsnorm_forward(Device *dev, act_t *y, stat_t *rstd, const act_t *x, const weight_t *scale, size_t rows,
+                     size_t width, float epsilon)
+{
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t row = 0; row < rows; row++) {
+        const act_t *in = x + row * width;
+        act_t *out = y + row * width;
+        const stat_t r = (stat_t)(1.0 / sqrt((double)sum_of_squares(in, width) / (double)width + (double)epsilon));
+#pragma omp simd
+        for (size_t c = 0; c < width; c++) out[c] = scale[c] * (in[c] * r);
+        rstd[row] = r;
+    }
+}
+
+/* With n = x r and h = s dy:  dx += r (h - n mean(h n)),  ds += sum over rows of dy n. One row; ds may be NULL. */
+static void rmsnorm_backward_row(act_t *dx, stat_t *ds, const act_t *dy, const act_t *x, stat_t r, const weight_t *s,
+                                 size_t width)
+{
+    vec_t dot = {0};
+    for (size_t c = 0, left = width; c < width; c += LANES, left = width - c)
+        dot += vec_load_some(s + c, left, 0) * vec_load_some(dy + c, left, 0) * vec_load_some(x + c, left, 0);
+    const stat_t pull = sum_lanes(dot) * r * r / (stat_t)width; /* n mean(h n) = x r^2 mean(h x) */
+#pragma omp simd
+    for (size_t c = 0; c < width; c++) dx[c] += r * (s[c] * dy[c] - x[c] * pull);
+    if (!ds) return;
+#pragma omp simd
+    for (size_t c = 0; c < width; c++) ds[c] += dy[c] * x[c] * r;
+}
+
+void rmsnorm_backward(Device *dev, act_t *dx, stat_t *dscale, const act_t *dy, const act_t *x, const stat_t *rstd,
+                      const weight_t *scale, size_t rows, size_t width)
+{
+    const size_t height = rows_per_block(rows), blocks = ceil_div(rows, height);
+    stat_t *partial = dscale ? device_scratch(dev, blocks * width * sizeof *partial) : NULL;
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t b = 0; b < blocks; b++) {
+        stat_t *ds = partial ? partial + b * width : NULL;
+        if (ds) memset(ds, 0, width * sizeof *ds);
+        for (size_t row = b * height; row < min_size((b + 1) * height, rows); row++) {
+            const size_t at = row * width;
+            rmsnorm_backward_row(dx + at, ds, dy + at, x + at, rstd[row], scale, width);
+        }
+    }
+    for (size_t b = 0; dscale && b < blocks; b++) {
+#pragma omp simd
+        for (size_t c = 0; c < width; c++) dscale[c] += partial[b * width + c];
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * The middle of the MLP. Gated gelu (T5 1.1 and mT5): h = gelu(a0) a1; relu (T5 1.0): h = max(a, 0); then dropout.
+ *
+ * gelu(a) = a/2 (1 + tanh(u)), u = sqrt(2/pi) (a + 0.044715 a^3) (Hendrycks and Gimpel 2016; "gelu_new"). As
+ * (1 + tanh u) / 2 = 1 / (1 + e^-2u) =: g, gelu(a) = a g, and gelu'(a) = g + a g (1 - g) 2 u'(a). */
+#define GELU_2C ((real_t)1.5957691216057308) /* 2 sqrt(2 / pi) */
+#define GELU_CUBIC ((real_t)0.044715)
+
+static inline vec_t gelu_gate(vec_t a)
+{
+    return 1 / (1 + vec_exp(-GELU_2C * a * (1 + GELU_CUBIC * a * a)));
+}
+
+static void gelu_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+{
+    const act_t *a0 = o->a + row * 2 * o->width + column, *a1 = a0 + o->width;
+    act_t *h = o->out + row * o->width + column;
+    for (size_t c = 0; c < n; c += LANES) {
+        vec_t a = vec_load_some(a0 + c, n - c, 0), b = vec_load_some(a1 + c, n - c, 0);
+        vec_store_some(h + c, n - c, a * gelu_gate(a) * b * vec_load_some(factor + c, n - c, 0));
+    }
+}
+
+/* da0 = dh a1 gelu'(a0), da1 = dh gelu(a0), where dh already has the dropout factor. */
+static void gelu_backward_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+{
+    const act_t *a0 = o->b + row * 2 * o->width + column, *a1 = a0 + o->width;
+    const act_t *dh = o->a + row * o->width + column;
+    act_t *da0 = o->out + row * 2 * o->width + column, *da1 = da0 + o->width;
+    for (size_t c = 0; c < n; c += LANES) {
+        vec_t a = vec_load_some(a0 + c, n - c, 0), b = vec_load_some(a1 + c, n - c, 0);
+        vec_t d = vec_load_some(dh + c, n - c, 0) * vec_load_some(factor + c, n - c, 0);
+        vec_t gate = gelu_gate(a), slope = GELU_2C * (1 + 3 * GELU_CUBIC * a * a);
+        vec_store_some(da0 + c, n - c, d * b * (gate + a * gate * (1 - gate) * slope));
+        vec_store_some(da1 + c, n - c, d * a * gate);
+    }
+}
+
+static void relu_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+{
+    const size_t at = row * o->width + column;
+#pragma omp simd
+    for (size_t c = 0; c < n; c++) { /* "a < 0 ? 0 : a" lets a NaN through, to be seen */
+        o->out[at + c] = (o->a[at + c] < 0 ? 0 : o->a[at + c]) * factor[c];
+    }
+}
+
+static void relu_backward_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+{
+    const size_t at = row * o->width + column;
+#pragma omp simd
+    for (size_t c = 0; c < n; c++) o->out[at + c] = o->b[at + c] > 0 ? o->a[at + c] * factor[c] : 0;
+}
+
+void mlp_activation_forward(Device *dev, MlpKind kind, act_t *h, const act_t *a, const Sequences *seqs, size_t d_ff,
+                            const Dropout *dropout)
+{
+    RowKernel *kernel = kind == MLP_RELU ? relu_piece : gelu_piece;
+    for_each_piece(dev, kernel, &(Operands){h, a, NULL, d_ff}, seqs, dropout);
+}
+
+void mlp_activation_backward(Device *dev, MlpKind kind, act_t *da, const act_t *dh, const act_t *a,
+                             const Sequences *seqs, size_t d_ff, const Dropout *dropout)
+{
+    RowKernel *kernel = kind == MLP_RELU ? relu_backward_piece : gelu_backward_piece;
+    for_each_piece(dev, kernel, &(Operands){da, dh, a, d_ff}, seqs, dropout);
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * The head: softmax over the vocabulary and the loss. */
+enum { SCAN_BLOCK = 16 * LANES }; /* a row is scanned in blocks that stay in the first cache */
+
+typedef struct {
+    real_t max;
+    double sum;   /* of e^(x - max): the normaliser Z is sum * e^max */
+    double total; /* of x */
+} RowSums;
+
+static double log_normaliser(const RowSums *s)
+{
+    return (double)s->max + log(s->sum);
+}
+
+/* One pass over a row (Milakov and Gimelshein 2018): when a block raises the maximum, the sum so far is rescaled. */
+static RowSums row_sums(const act_t *x, size_t n)
+{
+    RowSums s = {.max = -(real_t)FLT_MAX}; /* finite: -infinity less itself would be NaN */
+    for (size_t first = 0; first < n; first += SCAN_BLOCK) {
+        const act_t *block = x + first;
+        const size_t count = min_size(n - first, SCAN_BLOCK);
+        const real_t max = max_of(block, count);
+        if (max > s.max) {
+            s.sum *= exp((double)s.max - (double)max);
+            s.max = max;
+        }
+        vec_t sum = {0};
+        for (size_t c = 0; c < count; c += LANES)
+            sum += vec_exp(vec_load_some(block + c, count - c, -INFINITY) - s.max);
+        s.sum += (double)sum_lanes(sum);
+        s.total += (double)sum_of(block, count);
+    }
+    return s;
+}
+
+/* logits (=) d loss / d logits = scale [(1 + 2 z logZ) p - q], q = 1 - e at the target and low elsewhere. */
+static void loss_gradient(act_t *logits, size_t n, int32_t target, const RowSums *s, const LossSettings *settings)
+{
+    const double smooth = settings->label_smoothing, low = smooth / (double)(n - 1);
+    const double grow = settings->scale * (1 + 2 * (double)settings->z_loss * log_normaliser(s)) / s->sum;
+    const double at_target = grow * exp((double)logits[target] - (double)s->max) - settings->scale * (1 - smooth);
+    const real_t factor = (real_t)grow, shift = (real_t)(settings->scale * low), max = s->max;
+    for (size_t c = 0; c < n; c += LANES)
+        vec_store_some(logits + c, n - c, factor * vec_exp(vec_load_some(logits + c, n - c, 0) - max) - shift);
+    logits[target] = (real_t)at_target;
+}
+
+/* T5X losses.py: loss = - sum q log p + z logZ^2 - C, and C makes a perfect prediction cost 0. log p = x - logZ gives
+ * - sum q log p = (1 - e) (logZ - x_target) + low [(n - 1) logZ - sum of the other x]. Rows are independent. */
+void softmax_cross_entropy(Device *dev, stat_t *loss, act_t *logits, const int32_t *targets, size_t rows,
+                           size_t vocabulary, const LossSettings *settings, bool gradient)
+{
+    const double smooth = settings->label_smoothing, others = (double)vocabulary - 1, low = smooth / others;
+    const double constant = -((1 - smooth) * log(1 - smooth) + others * low * log(low + 1e-20));
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t row = 0; row < rows; row++) {
+        act_t *x = logits + row * vocabulary;
+        const RowSums s = row_sums(x, vocabulary);
+        const double log_z = log_normaliser(&s), at_target = x[targets[row]];
+        double cross_entropy = (1 - smooth) * (log_z - at_target);
+        if (smooth > 0) cross_entropy += low * (others * log_z - (s.total - at_target));
+        loss[row] = (stat_t)(settings->scale * (cross_entropy + settings->z_loss * log_z * log_z - constant));
+        if (gradient) loss_gradient(x, vocabulary, targets[row], &s, settings);
+    }
+}
+
+/* The k largest of a row, best first. Only a block whose maximum beats the k-th best so far is looked at closely; after
+ * the first few blocks that is rare. Ids rise, and equals do not pass each other, so the lower id comes first. */
+static void row_top(stat_t *value, int32_t *word, const act_t *x, size_t n, size_t k)
+{
+    size_t found = 0;
+    for (size_t first = 0; first < n; first += SCAN_BLOCK) {
+        const size_t last = min_size(first + SCAN_BLOCK, n);
+        if (found == k && !(max_of(x + first, last - first) > value[k - 1])) continue;
+        for (size_t i = first; i < last; i++) {
+            if (found == k && !(x[i] > value[k - 1])) continue;
+            size_t place = found < k ? found++ : k - 1;
+            for (; place > 0 && x[i] > value[place - 1]; place--) {
+                value[place] = value[place - 1];
+                word[place] = word[place - 1];
+            }
+            value[place] = x[i];
+            word[place] = (int32_t)i;
+        }
+    }
+}
+
+void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const act_t *logits, size_t rows,
+                           size_t vocabulary, size_t k)
+{
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t row = 0; row < rows; row++) {
+        const act_t *x = logits + row * vocabulary;
+        const RowSums s = row_sums(x, vocabulary);
+        row_top(logp + row * k, word + row * k, x, vocabulary, k);
+        for (size_t i = 0; i < k; i++) logp[row * k + i] = (stat_t)((double)logp[row * k + i] - log_normaliser(&s));
+    }
+}
+
+void scale_forward(Device *dev, act_t *x, float factor, size_t n)
+{
+#pragma omp parallel for simd num_threads(dev->threads)
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * Adafactor (Shazeer and Stern 2018), as t5x/adafactor.py does it. For a tensor p with gradient g:
+ *
+ *     G = g^2 + epsilon1
+ *     factored:  row = (1 - alpha) row + alpha mean over columns of G      whole:  v = (1 - alpha) v + alpha G
+ *                column = (1 - alpha) column + alpha mean over rows of G
+ *                y = g / sqrt(row column / mean)                                   y = g / sqrt(v)
+ *     p <- (1 - weight_decay) p - lr max(epsilon2, RMS(p)) / max(1, RMS(y) / clip) y
+ *
+ * RMS(p) is taken before the update. `mean` is that of the moment with fewer entries; the two means are equal in exact
+ * arithmetic. Nothing but RMS(p) and RMS(y) couples the elements, and
+ *
+ *     sum of y^2 = mean * sum over j of W_j / column_j,      W_j = sum over i of g_ij^2 / row_i,
+ *
+ * where row_i is final as soon as row i of g has been read. So one pass over g makes all statistics and a second one
+ * applies them. The same passes over the touched rows alone update an embedding: an untouched row has G = epsilon1 and
+ * y = 0. */
+typedef struct {
+    weight_t *p;
+    const stat_t *g;
+    const int32_t *index; /* row k of g belongs to row index[k] of p; NULL: to row k */
+    size_t n;             /* rows of g */
+    const SecondMoment *moment;
+    stat_t *row_squares; /* of every row of p, or NULL */
+    size_t rows, columns;
+    const AdafactorStep *step;
+} FactoredUpdate;
+
+static size_t touched_row(const FactoredUpdate *u, size_t k)
+{
+    return u->index ? (size_t)u->index[k] : k;
+}
+
+/* The first pass over rows [first, last) of g. `row` comes as (1 - alpha) row + alpha epsilon1 and is finished here;
+ * squares[j] (+=) sum of g_ij^2, weighted[j] (+=) sum of g_ij^2 / row_i. Returns the sum of p^2 where nobody keeps it.
+ */
+static double factored_statistics(const FactoredUpdate *u, size_t first, size_t last, stat_t *squares, stat_t *weighted)
+{
+    const bool measure = u->step->scale_by_parameter && !u->row_squares;
+    double parameter_squares = 0;
+    for (size_t k = first; k < last; k++) {
+        const stat_t *g = u->g + k * u->columns;
+        const size_t row = touched_row(u, k);
+        u->moment->row[row] += (stat_t)(u->step->alpha * (double)sum_of_squares(g, u->columns) / (double)u->columns);
+        const stat_t inverse = 1 / u->moment->row[row];
+#pragma omp simd
+        for (size_t j = 0; j < u->columns; j++) {
+            const stat_t square = g[j] * g[j];
+            squares[j] += square;
+            weighted[j] += square * inverse;
+        }
+        if (measure) parameter_squares += (double)sum_of_squares(u->p + row * u->columns, u->columns);
+    }
+    return parameter_squares;
+}
+
+/* The second pass over one row: p <- (1 - weight_decay) p - scale g sqrt(mean / column) / sqrt(row). */
+static void factored_apply(const FactoredUpdate *u, size_t k, const stat_t *column_factor, double scale)
+{
+    const size_t row = touched_row(u, k);
+    const stat_t *g = u->g + k * u->columns;
+    weight_t *p = u->p + row * u->columns;
+    const real_t keep = (real_t)(1 - u->step->weight_decay);
+    const real_t factor = (real_t)(scale / sqrt((double)u->moment->row[row]));
+#pragma omp simd
+    for (size_t j = 0; j < u->columns; j++) p[j] = keep * p[j] - factor * (g[j] * column_factor[j]);
+    if (u->row_squares) u->row_squares[row] = sum_of_squares(p, u->columns);
+}
+
+static double sum_in_double(const stat_t *x, size_t n)
+{
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < n; i++) sum += (double)x[i];
+    return sum;
+}
+
+static double mean_of(const stat_t *x, size_t n)
+{
+    return sum_in_double(x, n) / (double)n;
+}
+
+/* lr max(epsilon2, RMS(p)) / max(1, RMS(y) / clip) from the sums of p^2 and y^2. */
+static double update_scale(const AdafactorStep *step, double parameter_squares, double update_squares, size_t elements)
+{
+    double scale = step->learning_rate;
+    if (step->scale_by_parameter) scale *= fmax(step->epsilon2, sqrt(parameter_squares / (double)elements));
+    if (step->clip > 0) scale /= fmax(1, sqrt(update_squares / (double)elements) / step->clip);
+    return scale;
+}
+
+static void factored_update(Device *dev, const FactoredUpdate *u)
+{
+    const size_t rows = u->rows, columns = u->columns, height = rows_per_block(u->n), blocks = ceil_div(u->n, height);
+    const size_t scratch = blocks * sizeof(double) + (blocks * 2 + 2) * columns * sizeof(stat_t);
+    double *parameter_squares = device_scratch(dev, scratch); /* [blocks] */
+    stat_t *partial = (stat_t *)(parameter_squares + blocks); /* [blocks][squares, weighted][columns] */
+    stat_t *weighted = partial + blocks * 2 * columns, *column_factor = weighted + columns;
+    stat_t *row = u->moment->row, *column = u->moment->column;
+    const double alpha = u->step->alpha, kept = 1 - alpha, least = alpha * u->step->epsilon1;
+
+#pragma omp parallel for simd num_threads(dev->threads)
+    for (size_t i = 0; i < rows; i++) row[i] = (stat_t)(kept * (double)row[i] + least);
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t b = 0; b < blocks; b++) {
+        stat_t *sums = partial + b * 2 * columns;
+        memset(sums, 0, 2 * columns * sizeof *sums);
+        parameter_squares[b] =
+            factored_statistics(u, b * height, min_size((b + 1) * height, u->n), sums, sums + columns);
+    }
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t j = 0; j < columns; j++) {
+        double square = 0, weight = 0;
+        for (size_t b = 0; b < blocks; b++) {
+            square += (double)partial[b * 2 * columns + j];
+            weight += (double)partial[(b * 2 + 1) * columns + j];
+        }
+        column[j] = (stat_t)(kept * (double)column[j] + alpha * square / (double)rows + least);
+        weighted[j] = (stat_t)weight;
+    }
+
+    const double mean = columns <= rows ? mean_of(column, columns) : mean_of(row, rows);
+    double p2 = u->row_squares ? sum_in_double(u->row_squares, rows) : 0, y2 = 0;
+    for (size_t b = 0; b < blocks; b++) p2 += parameter_squares[b];
+    for (size_t j = 0; j < columns; j++) {
+        y2 += (double)weighted[j] * mean / (double)column[j];
+        column_factor[j] = (stat_t)sqrt(mean / (double)column[j]);
+    }
+    const double scale = update_scale(u->step, p2, y2, rows * columns);
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t k = 0; k < u->n; k++) factored_apply(u, k, column_factor, scale);
+}
+
+/* The update of a small tensor, in blocks of 4096 elements. */
+static void whole_update(Device *dev, weight_t *p, const stat_t *g, stat_t *v, size_t n, const AdafactorStep *step)
+{
+    const size_t block = 4096, blocks = ceil_div(n, block);
+    double *sums = device_scratch(dev, 2 * blocks * sizeof *sums), p2 = 0, y2 = 0;
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t b = 0; b < blocks; b++) {
+        const size_t first = b * block, last = min_size(first + block, n);
+        double squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (size_t i = first; i < last; i++) {
+            const double square = (double)g[i] * (double)g[i];
+            v[i] = (stat_t)((1 - step->alpha) * (double)v[i] + step->alpha * (square + step->epsilon1));
+            squares += square / (double)v[i];
+        }
+        sums[2 * b] = squares;
+        sums[2 * b + 1] = (double)sum_of_squares(p + first, last - first);
+    }
+    for (size_t b = 0; b < blocks; b++) y2 += sums[2 * b], p2 += sums[2 * b + 1];
+    const double scale = update_scale(step, p2, y2, n), keep = 1 - step->weight_decay;
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t i = 0; i < n; i++) p[i] = (weight_t)(keep * (double)p[i] - scale * (double)g[i] / sqrt((double)v[i]));
+}
+
+void adafactor_update(Device *dev, weight_t *p, const stat_t *g, const SecondMoment *moment, size_t rows,
+                      size_t columns, const AdafactorStep *step)
+{
+    const FactoredUpdate update = {p, g, NULL, rows, moment, NULL, rows, columns, step};
+    if (moment->whole)
+        whole_update(dev, p, g, moment->whole, rows * columns, step);
+    else
+        factored_update(dev, &update);
+}
+
+void adafactor_update_rows(Device *dev, weight_t *p, const stat_t *g, const int32_t *index, size_t n,
+                           const SecondMoment *moment, stat_t *row_squares, size_t rows, size_t columns,
+                           const AdafactorStep *step)
+{
+    const FactoredUpdate update = {p, g, index, n, moment, row_squares, rows, columns, step};
+    factored_update(dev, &update);
+}
+
+void rows_sum_of_squares(Device *dev, stat_t *out, const weight_t *x, size_t rows, size_t columns)
+{
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t row = 0; row < rows; row++) out[row] = sum_of_squares(x + row * columns, columns);
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * Measuring. */
+double dot_product(Device *dev, const stat_t *a, const stat_t *b, size_t n)
+{
+    const size_t block = 65536, blocks = ceil_div(n, block);
+    double *partial = device_scratch(dev, blocks * sizeof *partial), dot = 0;
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t k = 0; k < blocks; k++) {
+        const size_t last = min_size((k + 1) * block, n);
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (size_t i = k * block; i < last; i++) sum += (double)a[i] * (double)b[i];
+        partial[k] = sum;
+    }
+    for (size_t k = 0; k < blocks; k++) dot += partial[k];
+    return dot;
+}
+/* ----------------------------------------------------------------------------------------------------------------
+ * Matrix multiplication
+ *
+ * Nine tenths of the arithmetic of T5 is here. A linear layer needs three products, and one routine serves them all:
+ *
+ *     forward          y [rows, out] = x · wᵀ       sums over in
+ *     input gradient  dx [rows, in]  = dy · w       sums over out
+ *     weight gradient dw [out, in]   = dyᵀ · x      sums over rows
+ *
+ * All of them are C [m, n] (+)= A · Bᵀ, that is C(i, j) = sum over k of A(i, k) B(j, k), when A and B may be read
+ * with any strides. The sum runs along the `depth` of the operands.
+ *
+ * A processor core does two multiply-adds of whole vectors per cycle, but fetches only about as many vectors from its
+ * nearest cache and far fewer from memory. So every number that was fetched must be used many times. Three levels of
+ * blocking do that (Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication"):
+ *
+ *   registers   a tile of C, TILE_ROWS x TILE_COLUMNS, stays in registers while the sum runs along the depth. Each step
+ *               loads TILE_ROWS + TILE_VECTORS values and does TILE_ROWS * TILE_VECTORS multiply-adds.
+ *   caches      operands are first copied ("packed") into panels in which the tile's loop reads strictly forwards; a
+ * panel
+ *               of each operand fits in the first and second cache, DEPTH_BLOCK steps long.
+ *   threads     the smaller operand is packed once, by all threads together, and then read by all; the larger one is
+ *               streamed: each thread takes a chunk of it, packs that for itself, and owns the rows (or columns) of
+ * C that
+ *               belong to the chunk.
+ *
+ * The depth is always cut at multiples of DEPTH_BLOCK and a tile always sums in the same order, so that the result
+ * does not depend on the number of threads. */
+
+/* An operand seen from the product: element (i, k) is data[i * row + k * depth]. One of the two strides is 1. */
+typedef struct {
+    const real_t *data;
+    size_t row, depth;
+} Operand;
+
+/* The same operand from element (row, depth) on. */
+static Operand operand_from(Operand from, size_t row, size_t depth)
+{
+    return (Operand){from.data + row * from.row + depth * from.depth, from.row, from.depth};
+}
+
+/* The tile fills the register file: with 32 registers 12 x 2 sums, 2 vectors of B and a spare for A; with 16, 4 x 3
+ * sums, 3 of B, one of A. Both give the two multiply-add units more than the 8 to 10 independent sums that their
+ * latency asks for. Row counts are multiples of 4, because packing transposes 4 x 4 blocks. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { TILE_ROWS = 12, TILE_VECTORS = 2 };
+#else
+enum { TILE_ROWS = 4, TILE_VECTORS = 3 };
+#endif
+enum {
+    TILE_COLUMNS = TILE_VECTORS * LANES,
+    DEPTH_BLOCK = 512,         /* the depth of a panel */
+    SLICE = 64,                /* the depth that is packed at a time */
+    HELD_ROWS = 1536,          /* of the shared operand at a time: a multiple of both panel widths */
+    HELD_ELEMENTS = 2 << 20,   /* of the shared operand at a time: 8 MB */
+    CHUNK_ROWS = 96,           /* of the streamed operand at a time: a multiple of both panel widths */
+    FEW_ROWS = 16,             /* up to here a product reads its operands in place */
+    SMALL_PRODUCT = 64 << 10,  /* multiply-adds below which waking other threads costs more than it brings */
+};
+
+#define UNROLLED _Pragma("GCC unroll 16")
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static size_t round_up(size_t n, size_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+ALWAYS_INLINE vec_t vec_load(const real_t *p)
+{
+    return *(const vec_t *)p;
+}
+
+ALWAYS_INLINE void vec_store(real_t *p, vec_t v)
+{
+    *(vec_t *)p = v;
+}
+
+/* --- bfloat16: the upper half of a float. In double there is none, and rounding does nothing. */
+
+#ifndef PROMOT_DOUBLE
+/* The bits of x rounded to the nearest bf16, ties to even: add half of the last kept place, less one if that is
+ * even, cut. */
+ALWAYS_INLINE uint32_t bf16_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+}
+#endif
+
+ALWAYS_INLINE real_t bf16_round(real_t x)
+{
+#ifndef PROMOT_DOUBLE
+    const uint32_t bits = bf16_bits(x);
+    memcpy(&x, &bits, sizeof x);
+#endif
+    return x;
+}
+
+ALWAYS_INLINE vec_t vec_bf16_round(vec_t x)
+{
+#ifndef PROMOT_DOUBLE
+    typedef uint32_t bits_t __attribute__((vector_size(VECTOR_BYTES)));
+    const bits_t bits = (bits_t)x;
+    return (vec_t)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
+#else
+    return x;
+#endif
+}
+
+bool device_has_bf16(void)
+{
+#if defined(__AVX512BF16__) && !defined(PROMOT_DOUBLE)
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+/* --- packing: panel p holds rows p * width … of an operand. At each step of the depth it has `width` numbers side
+ * by side; rows that do not exist are zeros. In bf16 a step takes two places of the depth, each pair in the space of
+ * one fp32. */
+
+/* One slice of a panel in fp32. Where the operand's rows are neighbours in memory this is a copy, otherwise a
+ * transposition, in blocks of 4 x 4. */
+ALWAYS_INLINE void pack_slice(real_t *to, size_t width, Operand from, size_t rows, size_t depth)
+{
+    typedef real_t four_t __attribute__((vector_size(4 * sizeof(real_t)), aligned(sizeof(real_t)), may_alias));
+    if (from.row == 1 && rows == width) {
+        for (size_t k = 0; k < depth; k++) {
+            __builtin_prefetch(from.data + (k + SLICE) * from.depth);
+            memcpy(to + k * width, from.data + k * from.depth, width * sizeof *to);
+        }
+        return;
+    }
+    for (size_t i = 0; i < width; i += 4) {
+        size_t k = 0;
+        if (from.depth == 1 && i + 4 <= rows) {
+            const real_t *const p = from.data + i * from.row;
+            for (; k + 4 <= depth; k += 4) {
+                for (size_t r = 0; r < 4; r++) __builtin_prefetch(p + r * from.row + k + SLICE);
+                const four_t a = *(const four_t *)(p + k), b = *(const four_t *)(p + from.row + k);
+                const four_t c = *(const four_t *)(p + 2 * from.row + k), d = *(const four_t *)(p + 3 * from.row + k);
+                const four_t ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+                const four_t ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+                const four_t cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+                const four_t cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+                *(four_t *)(to + k * width + i) = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
+                *(four_t *)(to + (k + 1) * width + i) = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
+                *(four_t *)(to + (k + 2) * width + i) = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+                *(four_t *)(to + (k + 3) * width + i) = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+            }
+        }
+        for (; k < depth; k++)
+            for (size_t r = i; r < i + 4; r++)
+                to[k * width + r] = r < rows ? from.data[r * from.row + k * from.depth] : 0;
+    }
+}
+
+/* Slices of 64 keep what is being written in the first cache while the transposition comes by again for the next
+ * rows. */
+ALWAYS_INLINE void pack_panel(real_t *to, size_t width, Operand from, size_t rows, size_t depth, MatmulPrecision precision)
+{
+    for (size_t k = 0; k < depth; k += SLICE) {
+        const size_t n = smaller(SLICE, depth - k);
+        const Operand slice = {from.data + k * from.depth, from.row, from.depth};
+        if (precision == MATMUL_FP32) {
+            pack_slice(to + k * width, width, slice, rows, n);
+            continue;
+        }
+#ifndef PROMOT_DOUBLE
+        real_t rounded[SLICE * (TILE_ROWS > (int)TILE_COLUMNS ? TILE_ROWS : (int)TILE_COLUMNS)];
+        pack_slice(rounded, width, slice, rows, n);
+        if (n % 2) memset(rounded + n * width, 0, width * sizeof *rounded);
+        for (size_t s = 0; s < (n + 1) / 2; s++)
+            for (size_t i = 0; i < width; i++) {
+                const real_t *const pair = rounded + 2 * s * width + i;
+                const uint32_t bits = bf16_bits(pair[0]) >> 16 | bf16_bits(pair[width]);
+                memcpy(to + (k / 2 + s) * width + i, &bits, sizeof bits);
+            }
+#endif
+    }
+}
+
+/* The number of steps that a panel of this depth has. */
+static size_t panel_steps(size_t depth, MatmulPrecision precision)
+{
+    return precision == MATMUL_BF16 ? (depth + 1) / 2 : depth;
+}
+
+/* Packs `rows` rows as panels one behind another. Each width has its own copy of the packing loops, where it is a
+ * constant. Memory is best read along its rows: where those run along the depth, panel by panel; where they run
+ * across the panels, a slice of all panels after another. */
+static void pack_panels(real_t *to, size_t width, Operand from, size_t rows, size_t depth, MatmulPrecision precision)
+{
+    const size_t panel_size = width * panel_steps(depth, precision), stretch = from.row == 1 ? SLICE : depth;
+    for (size_t k = 0; k < depth; k += stretch)
+        for (size_t i = 0; i < rows; i += width) {
+            real_t *const panel = to + i / width * panel_size + width * panel_steps(k, precision);
+            const Operand part = operand_from(from, i, k);
+            const size_t n = smaller(width, rows - i), deep = smaller(stretch, depth - k);
+            if (width == TILE_ROWS) pack_panel(panel, TILE_ROWS, part, n, deep, precision);
+            else pack_panel(panel, TILE_COLUMNS, part, n, deep, precision);
+        }
+}
+
+/* --- the innermost loop: one tile of C from one panel of A and one of B. */
+
+/* sum += a * b, with one value (or, in bf16, one pair) of A for all lanes. The products of a bf16 pair are exact in
+ * fp32. */
+ALWAYS_INLINE vec_t multiply_add(vec_t sum, const real_t *a, vec_t b, bool bf16)
+{
+#if defined(__AVX512BF16__) && !defined(PROMOT_DOUBLE)
+    if (bf16) {
+        int32_t pair;
+        memcpy(&pair, a, sizeof pair);
+        return (vec_t)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
+    }
+#endif
+    (void)bf16;
+    return sum + *a * b;
+}
+
+/* c [m, n] (=) or (+=) a · bᵀ, m <= TILE_ROWS, n <= TILE_COLUMNS. */
+ALWAYS_INLINE void multiply_tile(real_t *c, size_t c_row, const real_t *a, const real_t *b, size_t m, size_t n, size_t steps,
+                                 bool accumulate, bool bf16, const char *ahead, size_t ahead_step)
+{
+    vec_t sum[TILE_ROWS][TILE_VECTORS];
+    UNROLLED for (int i = 0; i < TILE_ROWS; i++)
+        UNROLLED for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] = (vec_t){0};
+    /* C is wanted at the end of the loop, and has to come from far: say so now. */
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j += 64 / sizeof(real_t)) __builtin_prefetch(c + i * c_row + j, 1);
+    for (size_t k = 0; k < steps; k++, a += TILE_ROWS, b += TILE_COLUMNS, ahead += ahead_step) {
+        __builtin_prefetch(ahead, 0, 2);
+        vec_t column[TILE_VECTORS];
+        UNROLLED for (int j = 0; j < TILE_VECTORS; j++) column[j] = vec_load(b + j * LANES);
+        UNROLLED for (int i = 0; i < TILE_ROWS; i++)
+            UNROLLED for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] = multiply_add(sum[i][j], a + i, column[j], bf16);
+    }
+    if (m == TILE_ROWS && n == TILE_COLUMNS) {
+        UNROLLED for (int i = 0; i < TILE_ROWS; i++)
+            UNROLLED for (int j = 0; j < TILE_VECTORS; j++) {
+                real_t *const p = c + i * c_row + j * LANES;
+                if (accumulate) sum[i][j] += vec_load(p);
+                vec_store(p, sum[i][j]);
+            }
+        return;
+    }
+    real_t edge[TILE_ROWS][TILE_COLUMNS];
+    memcpy(edge, sum, sizeof edge);
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) c[i * c_row + j] = accumulate ? c[i * c_row + j] + edge[i][j] : edge[i][j];
+}
+
+/* c [m, n] (=) or (+=), from panels of m rows of A and n rows of B: a panel of B stays near while those of A pass. */
+static void multiply_panels(real_t *c, size_t c_row, const real_t *a, const real_t *b, size_t m, size_t n, size_t depth,
+                            bool accumulate, MatmulPrecision precision)
+{
+    const size_t steps = panel_steps(depth, precision);
+    const size_t tiles = (m + TILE_ROWS - 1) / TILE_ROWS, share = TILE_COLUMNS * sizeof *b / tiles;
+    for (size_t j = 0; j < n; j += TILE_COLUMNS)
+        for (size_t i = 0; i < m; i += TILE_ROWS) {
+            const char *const ahead = (const char *)(b + (j + (j + TILE_COLUMNS < n ? TILE_COLUMNS : 0)) * steps) + i / TILE_ROWS * share * steps;
+            real_t *const tile = c + i * c_row + j;
+            const size_t rows = smaller(TILE_ROWS, m - i), columns = smaller(TILE_COLUMNS, n - j);
+            if (precision == MATMUL_BF16)
+                multiply_tile(tile, c_row, a + i * steps, b + j * steps, rows, columns, steps, accumulate, true, ahead, share);
+            else
+                multiply_tile(tile, c_row, a + i * steps, b + j * steps, rows, columns, steps, accumulate, false, ahead, share);
+        }
+}
+
+/* --- few rows: when one to FEW_ROWS tokens meet a large weight (decoding), each weight is used so seldom that
+ * packing it would cost more than the product. The weight is read in place, once, as fast as memory gives it. */
+
+static real_t vec_sum(vec_t v)
+{
+    real_t lane[LANES];
+    memcpy(lane, &v, sizeof lane);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+/* rows x columns dot products along the depth, which is contiguous in both operands. */
+ALWAYS_INLINE void dot_tile(real_t *c, size_t c_row, Operand a, Operand b, size_t rows, size_t columns, size_t depth,
+                            bool accumulate, bool bf16)
+{
+    vec_t sum[4][4] = {{{0}}};
+    size_t k = 0;
+    for (; k + LANES <= depth; k += LANES) {
+        vec_t x[4], w[4];
+        UNROLLED for (size_t i = 0; i < rows; i++) x[i] = vec_load(a.data + i * a.row + k);
+        UNROLLED for (size_t j = 0; j < columns; j++) w[j] = vec_load(b.data + j * b.row + k);
+        if (bf16) {
+            UNROLLED for (size_t i = 0; i < rows; i++) x[i] = vec_bf16_round(x[i]);
+            UNROLLED for (size_t j = 0; j < columns; j++) w[j] = vec_bf16_round(w[j]);
+        }
+        UNROLLED for (size_t i = 0; i < rows; i++)
+            UNROLLED for (size_t j = 0; j < columns; j++) sum[i][j] += x[i] * w[j];
+    }
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < columns; j++) {
+            real_t total = vec_sum(sum[i][j]);
+            for (size_t t = k; t < depth; t++)
+                total += bf16 ? bf16_round(a.data[i * a.row + t]) * bf16_round(b.data[j * b.row + t])
+                              : a.data[i * a.row + t] * b.data[j * b.row + t];
+            c[i * c_row + j] = accumulate ? c[i * c_row + j] + total : total;
+        }
+}
+
+/* c (=) or (+=) a · bᵀ where both are contiguous along the depth: every 4 rows of B meet all rows of A while in
+ * cache. */
+static void few_rows_dot(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth, bool accumulate,
+                         bool bf16)
+{
+    for (size_t j = 0; j < n; j += n - j >= 4 ? 4 : 1)
+        for (size_t i = 0; i < m; i += m - i >= 4 ? 4 : 1) {
+            const Operand x = {a.data + i * a.row, a.row, 1}, w = {b.data + j * b.row, b.row, 1};
+            real_t *const tile = c + i * c_row + j;
+            const bool four_rows = m - i >= 4, four_columns = n - j >= 4;
+            if (four_rows && four_columns) dot_tile(tile, c_row, x, w, 4, 4, depth, accumulate, bf16);
+            else if (four_columns) dot_tile(tile, c_row, x, w, 1, 4, depth, accumulate, bf16);
+            else if (four_rows) dot_tile(tile, c_row, x, w, 4, 1, depth, accumulate, bf16);
+            else dot_tile(tile, c_row, x, w, 1, 1, depth, accumulate, bf16);
+        }
+}
+
+/* c (=) or (+=) a · bᵀ where the rows of B are neighbours in memory: each row of C is a weighted sum of vectors. */
+static void few_rows_sum(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth, bool accumulate,
+                         bool bf16)
+{
+    for (size_t i = 0; i < m; i++) {
+        const real_t *const weight = a.data + i * a.row;
+        real_t *const row = c + i * c_row;
+        size_t j = 0;
+        for (; j + LANES <= n; j += LANES) {
+            vec_t sum = {0};
+            if (accumulate) sum = vec_load(row + j);
+            for (size_t k = 0; k < depth; k++) {
+                const vec_t v = vec_load(b.data + k * b.depth + j);
+                sum += bf16 ? bf16_round(weight[k]) * vec_bf16_round(v) : weight[k] * v;
+            }
+            vec_store(row + j, sum);
+        }
+        for (; j < n; j++) {
+            real_t sum = accumulate ? row[j] : 0;
+            for (size_t k = 0; k < depth; k++)
+                sum += bf16 ? bf16_round(weight[k]) * bf16_round(b.data[k * b.depth + j]) : weight[k] * b.data[k * b.depth + j];
+            row[j] = sum;
+        }
+    }
+}
+
+/* --- the product of one block, by one thread: this is what attention uses. */
+
+/* How many reals matmul_block needs to pack its operands. */
+static size_t matmul_block_scratch(size_t m, size_t n, size_t depth)
+{
+    return (round_up(m, TILE_ROWS) + round_up(n, TILE_COLUMNS)) * depth;
+}
+
+static void matmul_block(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth, bool accumulate,
+                         MatmulPrecision precision, real_t *scratch)
+{
+    if (m <= FEW_ROWS / 2 && a.depth == 1 && b.depth == 1) {
+        few_rows_dot(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
+    } else if (m <= FEW_ROWS / 2 && a.depth == 1) {
+        few_rows_sum(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
+    } else {
+        real_t *const b_panels = scratch + round_up(m, TILE_ROWS) * depth;
+        pack_panels(scratch, TILE_ROWS, a, m, depth, precision);
+        pack_panels(b_panels, TILE_COLUMNS, b, n, depth, precision);
+        multiply_panels(c, c_row, scratch, b_panels, m, n, depth, accumulate, precision);
+    }
+}
+
+/* --- the product of whole matrices, by all threads. */
+
+typedef struct {
+    Operand operand;
+    size_t rows, width; /* width: of its panels */
+} Side;
+
+/* One chunk of the streamed side against the held rows, along a stretch of the depth. */
+static void multiply_chunk(real_t *c, size_t c_row, Side chunk, const real_t *held, size_t held_rows, size_t held_width,
+                           size_t depth, bool accumulate, MatmulPrecision precision, real_t *scratch)
+{
+    for (size_t k = 0; k < depth; k += DEPTH_BLOCK) {
+        const size_t n = smaller(DEPTH_BLOCK, depth - k);
+        const bool add = accumulate || k > 0;
+        pack_panels(scratch, chunk.width, operand_from(chunk.operand, 0, k), chunk.rows, n, precision);
+        if (held_width == TILE_COLUMNS)
+            multiply_panels(c, c_row, scratch, held, chunk.rows, held_rows, n, add, precision);
+        else
+            multiply_panels(c, c_row, held, scratch, held_rows, chunk.rows, n, add, precision);
+        held += round_up(held_rows, held_width) * panel_steps(n, precision);
+    }
+}
+
+/* c [m, n] (=) or (+=) a · bᵀ. The smaller side is held, the larger streamed in chunks. */
+static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_t n, size_t depth, bool accumulate)
+{
+    const MatmulPrecision precision = dev->precision;
+    const bool hold_b = n <= m;
+    const Side side_a = {a, m, TILE_ROWS}, side_b = {b, n, TILE_COLUMNS};
+    const Side hold = hold_b ? side_b : side_a, stream = hold_b ? side_a : side_b;
+    const int threads = m * n * depth < SMALL_PRODUCT ? 1 : dev->threads;
+    const size_t held_rows = smaller(HELD_ROWS, round_up(hold.rows, hold.width));
+    const size_t held_depth = HELD_ELEMENTS / held_rows / DEPTH_BLOCK * DEPTH_BLOCK; /* at least one DEPTH_BLOCK */
+    /* Small chunks where there would be too few for the threads, but never less than a panel. */
+    const size_t share = round_up(stream.rows / (4 * (size_t)threads) + 1, stream.width);
+    const size_t chunk_rows = smaller(round_up(CHUNK_ROWS, stream.width), share);
+    const size_t chunk_elements = round_up(chunk_rows * smaller(depth, DEPTH_BLOCK), 16);
+    const size_t held_elements = round_up(held_rows * smaller(depth, held_depth), 16);
+    real_t *const held = device_scratch(dev, (held_elements + (size_t)threads * chunk_elements) * sizeof *held);
+
+#pragma omp parallel num_threads(threads)
+    for (size_t k = 0; k < depth; k += held_depth)
+        for (size_t h = 0; h < hold.rows; h += held_rows) {
+            const size_t rows = smaller(held_rows, hold.rows - h), deep = smaller(held_depth, depth - k);
+            const size_t panels = (rows + hold.width - 1) / hold.width, blocks = (deep + DEPTH_BLOCK - 1) / DEPTH_BLOCK;
+            const size_t block = panels * hold.width * panel_steps(DEPTH_BLOCK, precision);
+#pragma omp for
+            for (size_t p = 0; p < panels * blocks; p++) {
+                const size_t i = p % panels * hold.width, from = p / panels * DEPTH_BLOCK;
+                const size_t n_deep = smaller(DEPTH_BLOCK, deep - from);
+                pack_panels(held + p / panels * block + i * panel_steps(n_deep, precision), hold.width,
+                            operand_from(hold.operand, h + i, k + from), smaller(hold.width, rows - i), n_deep, precision);
+            }
+#pragma omp for schedule(dynamic)
+            for (size_t s = 0; s < stream.rows; s += chunk_rows) {
+                const Side chunk = {operand_from(stream.operand, s, k), smaller(chunk_rows, stream.rows - s), stream.width};
+                multiply_chunk(c + (hold_b ? s * n + h : h * n + s), n, chunk, held, rows, hold.width, deep,
+                               accumulate || k > 0, precision,
+                               held + held_elements + (size_t)omp_get_thread_num() * chunk_elements);
+            }
+        }
+}
+
+/* y [rows, out] (=) x [rows, in] · w [out, in]ᵀ. */
+void linear_forward(Device *dev, act_t *y, const act_t *x, const weight_t *w, size_t rows, size_t in, size_t out)
+{
+    enum { STRETCH = 64 }; /* rows of w that a thread takes at a time */
+    const Operand a = {x, in, 1}, b = {w, in, 1};
+    if (rows > FEW_ROWS) {
+        matmul(dev, y, a, b, rows, out, in, false);
+        return;
+    }
+    const int threads = rows * in * out < SMALL_PRODUCT ? 1 : dev->threads;
+#pragma omp parallel for num_threads(threads)
+    for (size_t j = 0; j < out; j += STRETCH)
+        few_rows_dot(y + j, out, a, operand_from(b, j, 0), rows, smaller(STRETCH, out - j), in, false,
+                     dev->precision == MATMUL_BF16);
+}
+
+/* y = x · wᵀ is linear in x: dx [rows, in] = dy [rows, out] · w [out, in]. */
+void linear_backward_input(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in, size_t out,
+                           bool accumulate)
+{
+    matmul(dev, dx, (Operand){dy, out, 1}, (Operand){w, 1, in}, rows, in, out, accumulate);
+}
+
+/* … and in w: dw [out, in] = dyᵀ [out, rows] · x [rows, in]. */
+void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_t *x, size_t rows, size_t in, size_t out,
+                            bool accumulate)
+{
+    matmul(dev, dw, (Operand){dy, 1, out}, (Operand){x, 1, in}, out, in, rows, accumulate);
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * Attention
+ *
+ * For each head: S = q · kᵀ + bias, P = softmax(S) over the keys, P' = dropout(P), out = P' · v. T5's bias depends
+ * on the distance key place - query place only, and its softmax has no 1/sqrt(d_kv).
+ *
+ * S is never whole in memory. It is made in blocks of queries x keys that fit in the cache, and the softmax is computed
+ * online (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention"): with each block of keys a row's maximum m
+ * and its sum l of exp(S - m) are brought up to date, and what has been collected of `out` under the old maximum is
+ * multiplied by exp(m_old - m_new). The forward pass keeps only L = m + log(l), the logsumexp of each row; the
+ * backward pass computes S again and has P = exp(S - L) at once.
+ *
+ * One task is one head of one sequence. It writes nothing that another task writes, so tasks may run in any order. */
+
+enum {
+    BLOCK = 192,                    /* queries and keys of a block; a multiple of both panel widths and of LANES */
+    DISTANCES = 2 * BLOCK + LANES, /* that occur within a block; vectors may read past the end */
+};
+static const real_t MASKED = (real_t)-1e30; /* a score whose exponential is 0; finite, because infinity - infinity is not */
+
+/* What one thread works on; independent of the length of the sequences. */
+typedef struct {
+    real_t *scores, *dscores; /* [BLOCK, BLOCK] */
+    real_t *keep;             /* [BLOCK]: dropout's factors of one row */
+    real_t *bias, *dbias;     /* [DISTANCES], see block_bias */
+    real_t *max, *sum;        /* [BLOCK], of the rows */
+    real_t *k, *v;            /* [BLOCK, d_kv]: copies, in attention_cached_forward only */
+    real_t *panels;           /* for matmul_block */
+} AttentionScratch;
+
+static size_t attention_scratch_size(size_t d_kv)
+{
+    const size_t wide = d_kv > BLOCK ? d_kv : BLOCK;
+    const size_t panels = matmul_block_scratch(BLOCK, wide, wide);
+    return round_up(2 * BLOCK * BLOCK + 3 * BLOCK + 2 * DISTANCES + 2 * BLOCK * d_kv + panels, 16);
+}
+
+static AttentionScratch attention_scratch(real_t *memory, size_t d_kv)
+{
+    AttentionScratch s;
+    s.scores = memory;
+    s.dscores = s.scores + BLOCK * BLOCK;
+    s.keep = s.dscores + BLOCK * BLOCK;
+    s.max = s.keep + BLOCK;
+    s.sum = s.max + BLOCK;
+    s.bias = s.sum + BLOCK;
+    s.dbias = s.bias + DISTANCES;
+    s.k = s.dbias + DISTANCES;
+    s.v = s.k + BLOCK * d_kv;
+    s.panels = s.v + BLOCK * d_kv;
+    return s;
+}
+
+/* One head of one sequence. Rows count from the sequence's beginning; x_row is the stride of x. */
+typedef struct {
+    const Attention *attention;
+    size_t sequence, head;
+    size_t queries, keys;       /* how many */
+    size_t first_query, first_key; /* rows of the packed matrices */
+} AttentionTask;
+
+static AttentionTask attention_task(const Attention *at, size_t task)
+{
+    const size_t b = task / at->heads;
+    return (AttentionTask){at,
+                           b,
+                           task % at->heads,
+                           (size_t)at->queries.length[b],
+                           (size_t)at->keys.length[b],
+                           (size_t)at->queries.start[b],
+                           (size_t)at->keys.start[b]};
+}
+
+/* A block of a task: queries q … q + rows - 1 against keys k … k + columns - 1. */
+typedef struct {
+    size_t q, rows, k, columns;
+} AttentionBlock;
+
+/* The keys of the block that its query number i may see: all of them, or those at or before its place. */
+static size_t visible_keys(const Attention *at, const AttentionBlock *block, size_t i)
+{
+    if (!at->causal || block->q + i >= block->k + block->columns) return block->columns;
+    return block->q + i >= block->k ? block->q + i - block->k + 1 : 0;
+}
+
+/* Spreads the bias table over the distances within a block, once for its rows x columns scores: the bias of (i, j) is
+ * bias[rows - 1 - i + j], so that each row reads a stretch of neighbours. */
+static void block_bias(real_t *bias, const AttentionTask *task, const AttentionBlock *block)
+{
+    const Attention *const at = task->attention;
+    const ptrdiff_t first = (ptrdiff_t)block->k - (ptrdiff_t)(block->q + block->rows - 1);
+    for (size_t t = 0; t < DISTANCES; t++) {
+        const bool exists = at->bias_table && t < block->rows + block->columns - 1;
+        bias[t] = exists ? at->bias_table[(size_t)at->bucket[first + (ptrdiff_t)t] * at->heads + task->head] : 0;
+    }
+}
+
+static bool dropping(const Attention *at)
+{
+    return at->dropout.rate > 0;
+}
+
+/* Dropout's factors of query i of a block. When all queries share one mask, it is made for the first of them only. */
+static void block_keep(real_t *keep, const AttentionTask *task, const AttentionBlock *block, size_t i)
+{
+    const Attention *const at = task->attention;
+    const Dropout *const d = &at->dropout;
+    if (d->shared && i > 0) return;
+    dropout_row(keep, d, d->site + (uint32_t)task->head, (uint32_t)(at->queries.first_example + task->sequence),
+                d->shared ? 0 : (uint32_t)(block->q + i), block->k, block->columns);
+}
+
+static vec_t vec_larger(vec_t a, vec_t b)
+{
+    vec_t larger;
+    for (int i = 0; i < LANES; i++) larger[i] = a[i] > b[i] ? a[i] : b[i];
+    return larger;
+}
+
+static real_t vec_max(vec_t v)
+{
+    real_t max = v[0];
+    for (int i = 1; i < LANES; i++) max = v[i] > max ? v[i] : max;
+    return max;
+}
+
+/* One row of scores becomes exp(s + bias - m), zero beyond the `visible` keys; m and l are brought up to date. Returns
+ * exp(m_old - m_new), the factor for everything that was summed under the old maximum. */
+static real_t softmax_row(real_t *s, const real_t *bias, size_t visible, size_t columns, real_t *m, real_t *l)
+{
+    const size_t end = round_up(visible, LANES);
+    vec_t max = (vec_t){0} + *m, sum = {0};
+    for (size_t j = visible; j < end; j++) s[j] = MASKED;
+    for (size_t j = 0; j < end; j += LANES) {
+        const vec_t biased = vec_load(s + j) + vec_load(bias + j);
+        vec_store(s + j, biased);
+        max = vec_larger(max, biased);
+    }
+    const real_t new_max = vec_max(max);
+    for (size_t j = 0; j < end; j += LANES) {
+        const vec_t p = vec_exp(vec_load(s + j) - new_max);
+        vec_store(s + j, p);
+        sum += p;
+    }
+    if (end < columns) memset(s + end, 0, (columns - end) * sizeof *s);
+    const real_t factor = vec_exp((vec_t){0} + *m - new_max)[0];
+    *l = *l * factor + vec_sum(sum);
+    *m = new_max;
+    return factor;
+}
+
+/* s *= factor */
+static void scale_row(real_t *s, real_t factor, size_t n)
+{
+    for (size_t j = 0; j < n; j++) s[j] *= factor;
+}
+
+/* All keys for the queries of one block: out [rows, d_kv] (=). */
+static void attention_forward_queries(real_t *out, stat_t *logsumexp, const AttentionTask *task, AttentionBlock block,
+                                      MatmulPrecision precision, AttentionScratch *scratch)
+{
+    const Attention *const at = task->attention;
+    const size_t d = at->d_kv, width = at->heads * d, column = task->head * d;
+    const Operand q = {at->q + (task->first_query + block.q) * at->q_stride + column, at->q_stride, 1};
+    for (size_t i = 0; i < block.rows; i++) scratch->max[i] = MASKED, scratch->sum[i] = 0;
+    for (block.k = 0; block.k < task->keys; block.k += BLOCK) {
+        if (at->causal && block.k >= block.q + block.rows) break; /* nobody here sees these keys or later ones */
+        block.columns = smaller(BLOCK, task->keys - block.k);
+        const size_t offset = (task->first_key + block.k) * at->kv_stride + column;
+        const Operand k = {at->k + offset, at->kv_stride, 1}, vT = {at->v + offset, 1, at->kv_stride};
+        matmul_block(scratch->scores, BLOCK, q, k, block.rows, block.columns, d, false, precision, scratch->panels);
+        block_bias(scratch->bias, task, &block);
+        for (size_t i = 0; i < block.rows; i++) {
+            real_t *const row = scratch->scores + i * BLOCK;
+            const real_t factor = softmax_row(row, scratch->bias + block.rows - 1 - i, visible_keys(at, &block, i),
+                                              block.columns, &scratch->max[i], &scratch->sum[i]);
+            if (block.k > 0) scale_row(out + i * width, factor, d);
+            if (!dropping(at)) continue;
+            block_keep(scratch->keep, task, &block, i); /* after the sum: dropout acts on probabilities */
+            for (size_t j = 0; j < block.columns; j++) row[j] *= scratch->keep[j];
+        }
+        const Operand p = {scratch->scores, BLOCK, 1};
+        matmul_block(out, width, p, vT, block.rows, d, block.columns, block.k > 0, precision, scratch->panels);
+    }
+    for (size_t i = 0; i < block.rows; i++) {
+        scale_row(out + i * width, 1 / scratch->sum[i], d);
+        logsumexp[i] = scratch->max[i] + (real_t)log((double)scratch->sum[i]);
+    }
+}
+
+void attention_forward(Device *dev, act_t *out, stat_t *logsumexp, const Attention *at)
+{
+    const size_t tasks = at->queries.count * at->heads, width = at->heads * at->d_kv;
+    const size_t size = attention_scratch_size(at->d_kv);
+    real_t *const memory = device_scratch(dev, (size_t)dev->threads * size * sizeof *memory);
+#pragma omp parallel for schedule(dynamic) num_threads(dev->threads)
+    for (size_t t = 0; t < tasks; t++) {
+        const AttentionTask task = attention_task(at, t);
+        AttentionScratch scratch = attention_scratch(memory + (size_t)omp_get_thread_num() * size, at->d_kv);
+        for (size_t q = 0; q < task.queries; q += BLOCK) {
+            const AttentionBlock block = {.q = q, .rows = smaller(BLOCK, task.queries - q)};
+            const size_t row = task.first_query + q;
+            attention_forward_queries(out + row * width + task.head * at->d_kv,
+                                      logsumexp + task.head * at->queries.rows + row, &task, block, dev->precision,
+                                      &scratch);
+        }
+    }
+}
+
+/* --- backward. With P' = P * keep (dropout's factors, 0 or 1/(1 - rate)) and dO the gradient of out = P' · v:
+ *
+ *     dv = P'ᵀ · dO        dP = keep * (dO · vᵀ)
+ *     dS = P * (dP - D),   D_i = sum over j of P_ij dP_ij = sum over j of P'_ij (dO_i · v_j) = dO_i · out_i
+ *     dq = dS · k          dk = dSᵀ · q          dbias[bucket(j - i)] += dS_ij
+ *
+ * D needs no pass over the keys. Blocks of keys are the outer loop, so that dk and dv are finished one after
+ * another; dq is collected over them. */
+
+/* Everything that a thread needs of the caller's, for one backward pass. */
+typedef struct {
+    act_t *dq, *dk, *dv;
+    const act_t *dout, *out;
+    const stat_t *logsumexp;
+    stat_t *dbias; /* [tasks, buckets], each task its own, or NULL */
+} AttentionGradients;
+
+/* Row i of a block: scores become P', dscores (dO · vᵀ) become dS. */
+static void softmax_row_backward(real_t *s, real_t *ds, const real_t *bias, const real_t *keep, size_t visible,
+                                 size_t columns, real_t logsumexp, real_t d)
+{
+    const size_t end = round_up(visible, LANES);
+    for (size_t j = visible; j < end; j++) s[j] = MASKED;
+    for (size_t j = visible; j < end; j++) ds[j] = 0;
+    for (size_t j = 0; j < end; j += LANES) {
+        const vec_t p = vec_exp(vec_load(s + j) + vec_load(bias + j) - logsumexp);
+        vec_t dropped = p, dp = vec_load(ds + j);
+        if (keep) {
+            dropped *= vec_load(keep + j);
+            dp *= vec_load(keep + j);
+        }
+        vec_store(s + j, dropped);
+        vec_store(ds + j, p * (dp - d));
+    }
+    if (end >= columns) return;
+    memset(s + end, 0, (columns - end) * sizeof *s);
+    memset(ds + end, 0, (columns - end) * sizeof *ds);
+}
+
+/* Adds the block's dS to the buckets: first along each distance, as vectors, then each distance to its bucket. */
+static void bias_backward(stat_t *dbias, const AttentionTask *task, const AttentionBlock *block, AttentionScratch *scratch)
+{
+    const ptrdiff_t first = (ptrdiff_t)block->k - (ptrdiff_t)(block->q + block->rows - 1);
+    memset(scratch->dbias, 0, DISTANCES * sizeof *scratch->dbias);
+    for (size_t i = 0; i < block->rows; i++) {
+        real_t *const sum = scratch->dbias + block->rows - 1 - i;
+        for (size_t j = 0; j < block->columns; j++) sum[j] += scratch->dscores[i * BLOCK + j];
+    }
+    for (size_t t = 0; t < block->rows + block->columns - 1; t++)
+        dbias[task->attention->bucket[first + (ptrdiff_t)t]] += scratch->dbias[t];
+}
+
+static void attention_backward_block(const AttentionGradients *g, const AttentionTask *task, const AttentionBlock *block,
+                                     bool first_queries, MatmulPrecision precision, AttentionScratch *scratch)
+{
+    const Attention *const at = task->attention;
+    const size_t d = at->d_kv, width = at->heads * d, column = task->head * d, rows = block->rows, n = block->columns;
+    const size_t query = task->first_query + block->q, q_offset = query * at->q_stride + column;
+    const size_t kv_offset = (task->first_key + block->k) * at->kv_stride + column;
+    const real_t *const out = g->out + query * width + column, *const dout = g->dout + query * width + column;
+    const stat_t *const logsumexp = g->logsumexp + task->head * at->queries.rows + query;
+    const Operand q = {at->q + q_offset, at->q_stride, 1}, qT = {at->q + q_offset, 1, at->q_stride};
+    const Operand k = {at->k + kv_offset, at->kv_stride, 1}, kT = {at->k + kv_offset, 1, at->kv_stride};
+    const Operand v = {at->v + kv_offset, at->kv_stride, 1};
+    const Operand do_ = {dout, width, 1}, doT = {dout, 1, width};
+    const Operand pT = {scratch->scores, 1, BLOCK}, ds = {scratch->dscores, BLOCK, 1}, dsT = {scratch->dscores, 1, BLOCK};
+    real_t *const panels = scratch->panels;
+
+    matmul_block(scratch->scores, BLOCK, q, k, rows, n, d, false, precision, panels);
+    matmul_block(scratch->dscores, BLOCK, do_, v, rows, n, d, false, precision, panels);
+    block_bias(scratch->bias, task, block);
+    for (size_t i = 0; i < rows; i++) {
+        real_t dot = 0;
+        for (size_t c = 0; c < d; c++) dot += dout[i * width + c] * out[i * width + c];
+        if (dropping(at)) block_keep(scratch->keep, task, block, i);
+        softmax_row_backward(scratch->scores + i * BLOCK, scratch->dscores + i * BLOCK, scratch->bias + rows - 1 - i,
+                             dropping(at) ? scratch->keep : NULL, visible_keys(at, block, i), n, logsumexp[i], dot);
+    }
+    matmul_block(g->dv + kv_offset, at->kv_stride, pT, doT, n, d, rows, !first_queries, precision, panels);
+    matmul_block(g->dk + kv_offset, at->kv_stride, dsT, qT, n, d, rows, !first_queries, precision, panels);
+    matmul_block(g->dq + q_offset, at->q_stride, ds, kT, rows, d, n, block->k > 0, precision, panels);
+    if (g->dbias) bias_backward(g->dbias, task, block, scratch);
+}
+
+static void attention_backward_task(const AttentionGradients *g, const AttentionTask *task, MatmulPrecision precision,
+                                    AttentionScratch *scratch)
+{
+    const Attention *const at = task->attention;
+    AttentionBlock block;
+    for (block.k = 0; block.k < task->keys; block.k += BLOCK) {
+        block.columns = smaller(BLOCK, task->keys - block.k);
+        bool first_queries = true;
+        for (block.q = 0; block.q < task->queries; block.q += BLOCK) {
+            block.rows = smaller(BLOCK, task->queries - block.q);
+            if (at->causal && block.k >= block.q + block.rows) continue;
+            attention_backward_block(g, task, &block, first_queries, precision, scratch);
+            first_queries = false;
+        }
+        if (!first_queries) continue;
+        for (size_t j = 0; j < block.columns; j++) { /* no query saw these keys */
+            const size_t offset = (task->first_key + block.k + j) * at->kv_stride + task->head * at->d_kv;
+            memset(g->dk + offset, 0, at->d_kv * sizeof *g->dk);
+            memset(g->dv + offset, 0, at->d_kv * sizeof *g->dv);
+        }
+    }
+}
+
+void attention_backward(Device *dev, act_t *dq, act_t *dk, act_t *dv, stat_t *dbias, const act_t *dout, const act_t *out,
+                        const stat_t *logsumexp, const Attention *at)
+{
+    const size_t tasks = at->queries.count * at->heads, size = attention_scratch_size(at->d_kv);
+    const size_t threads_size = (size_t)dev->threads * size, dbias_size = dbias ? tasks * at->buckets : 0;
+    real_t *const memory = device_scratch(dev, (threads_size + dbias_size) * sizeof *memory);
+    stat_t *const partial = memory + threads_size; /* [sequences, heads, buckets] */
+#pragma omp parallel for schedule(dynamic) num_threads(dev->threads)
+    for (size_t t = 0; t < tasks; t++) {
+        const AttentionTask task = attention_task(at, t);
+        AttentionScratch scratch = attention_scratch(memory + (size_t)omp_get_thread_num() * size, at->d_kv);
+        const AttentionGradients g = {dq, dk, dv, dout, out, logsumexp, dbias ? partial + t * at->buckets : NULL};
+        if (dbias) memset(g.dbias, 0, at->buckets * sizeof *g.dbias);
+        attention_backward_task(&g, &task, dev->precision, &scratch);
+    }
+    /* The tasks' shares are added in the order of the sequences, whoever made them. */
+    for (size_t t = 0; t < (dbias ? tasks : 0); t++)
+        for (size_t b = 0; b < at->buckets; b++) dbias[b * at->heads + t % at->heads] += partial[t * at->buckets + b];
+}
+
+/* --- decoding: one new token for each row, against what the row has seen. The keys and values of a block lie
+ * scattered over the cache, wherever the row's ancestors put them; they are brought together, and then it is
+ * attention of one query. */
+
+typedef struct {
+    const act_t *cache;
+    const int32_t *ancestors;
+    size_t row, steps, max_steps, capacity, heads, d_kv;
+    const weight_t *bias_table;
+    const int32_t *bucket;
+} CachedAttention;
+
+static void attention_cached_head(real_t *out, const CachedAttention *at, size_t head, AttentionScratch *scratch,
+                                  MatmulPrecision precision)
+{
+    const size_t d = at->d_kv, inner = at->heads * d, last = at->steps - 1;
+    const act_t *const q = at->cache + (last * at->capacity + at->row) * 3 * inner + head * d;
+    real_t max = MASKED, sum = 0;
+    for (size_t start = 0; start < at->steps; start += BLOCK) {
+        const size_t n = smaller(BLOCK, at->steps - start);
+        for (size_t j = 0; j < n; j++) {
+            const size_t t = start + j;
+            const size_t holder = t == last ? at->row : (size_t)at->ancestors[at->row * at->max_steps + t];
+            const act_t *const token = at->cache + (t * at->capacity + holder) * 3 * inner + head * d;
+            const ptrdiff_t distance = (ptrdiff_t)t - (ptrdiff_t)last;
+            memcpy(scratch->k + j * d, token + inner, d * sizeof *token);
+            memcpy(scratch->v + j * d, token + 2 * inner, d * sizeof *token);
+            scratch->bias[j] = at->bias_table ? at->bias_table[(size_t)at->bucket[distance] * at->heads + head] : 0;
+        }
+        memset(scratch->bias + n, 0, LANES * sizeof *scratch->bias);
+        const Operand query = {q, d, 1}, k = {scratch->k, d, 1}, p = {scratch->scores, BLOCK, 1}, vT = {scratch->v, 1, d};
+        matmul_block(scratch->scores, BLOCK, query, k, 1, n, d, false, precision, scratch->panels);
+        const real_t factor = softmax_row(scratch->scores, scratch->bias, n, n, &max, &sum);
+        if (start > 0) scale_row(out, factor, d);
+        matmul_block(out, inner, p, vT, 1, d, n, start > 0, precision, scratch->panels);
+    }
+    scale_row(out, 1 / sum, d);
+}
+
+void attention_cached_forward(Device *dev, act_t *out, const act_t *cache, const int32_t *ancestors, size_t rows,
+                              size_t steps, size_t max_steps, size_t capacity, size_t heads, size_t d_kv,
+                              const weight_t *bias_table, const int32_t *bucket, size_t buckets)
+{
+    (void)buckets;
+    const size_t size = attention_scratch_size(d_kv);
+    const int threads = rows * steps * heads * d_kv < SMALL_PRODUCT ? 1 : dev->threads;
+    real_t *const memory = device_scratch(dev, (size_t)threads * size * sizeof *memory);
+#pragma omp parallel for num_threads(threads)
+    for (size_t task = 0; task < rows * heads; task++) {
+        AttentionScratch scratch = attention_scratch(memory + (size_t)omp_get_thread_num() * size, d_kv);
+        const CachedAttention at = {cache, ancestors, task / heads, steps, max_steps, capacity, heads, d_kv, bias_table, bucket};
+        attention_cached_head(out + task * d_kv, &at, task % heads, &scratch, dev->precision);
+    }
+}
+
+#endif /* PROMOT_GPU */
+
+/* ================================================================================================================
+ * [3] The model
+ *
+ * The tensor table and how it comes from and goes to a Hugging Face directory, the packed batch, and the network:
+ * forward, loss, backward. Everything is a sequence of calls of chapter 2's kernels; a backward function stands beside
+ * its forward and walks it in the opposite direction. */
+
+/* --- config.json */
+
+static int config_size(const cJSON *json, const char *name, size_t fallback, size_t limit, size_t *out,
+                       const char *file, Error *error)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+    if ((!item || cJSON_IsNull(item)) && fallback) {
+        *out = fallback;
+        return 0;
+    }
+    if (!cJSON_IsNumber(item) || item->valuedouble < 1 || item->valuedouble > (double)limit ||
+        item->valuedouble != floor(item->valuedouble)) {
+        char *found = item ? cJSON_PrintUnformatted(item) : NULL;
+        error_set(error, EXIT_FAILED, "%s: %s (expected a whole number from 1 to %zu, found %.40s)", file, name, limit,
+                  found ? found : "nothing");
+        free(found);
+        return -1;
+    }
+    *out = (size_t)item->valuedouble;
+    return 0;
+}
+
+static int config_id(const cJSON *json, const char *name, int32_t fallback, size_t vocab_size, int32_t *out,
+                     const char *file, Error *error)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+    *out = fallback;
+    if (cJSON_IsNumber(item)) {
+        if (!(item->valuedouble >= 0 && item->valuedouble < (double)vocab_size))
+            return error_set(error, EXIT_FAILED, "%s: %s (expected an id below %zu, found %g)", file, name, vocab_size,
+                             item->valuedouble);
+        *out = (int32_t)item->valuedouble;
+    }
+    return 0;
+}
+
+static int config_parse(T5Config *config, const cJSON *json, const char *file, Error *error)
+{
+    enum { LIMIT = 1 << 20, VOCABULARY_LIMIT = 1 << 26, BUCKETS_LIMIT = 1 << 12 };
+    const cJSON *type = cJSON_GetObjectItemCaseSensitive(json, "model_type");
+    const cJSON *proj = cJSON_GetObjectItemCaseSensitive(json, "feed_forward_proj");
+    const cJSON *epsilon = cJSON_GetObjectItemCaseSensitive(json, "layer_norm_epsilon");
+    const char *type_name = cJSON_IsString(type) ? type->valuestring : "t5";
+    bool is_mt5 = strcmp(type_name, "mt5") == 0;
+    const char *mlp = cJSON_IsString(proj) ? proj->valuestring : is_mt5 ? "gated-gelu" : "relu";
+
+    if (!is_mt5 && strcmp(type_name, "t5") != 0)
+        return error_set(error, EXIT_FAILED, "%s: model_type (expected \"t5\" or \"mt5\", found \"%.40s\")", file,
+                         type_name);
+    if (strcmp(mlp, "gated-gelu") != 0 && strcmp(mlp, "relu") != 0)
+        return error_set(error, EXIT_FAILED,
+                         "%s: feed_forward_proj (expected \"gated-gelu\" or \"relu\", found \"%.40s\")", file, mlp);
+    snprintf(config->model_type, sizeof config->model_type, "%s", type_name);
+    config->mlp = strcmp(mlp, "relu") == 0 ? MLP_RELU : MLP_GATED_GELU;
+    config->layer_norm_epsilon =
+        cJSON_IsNumber(epsilon) && epsilon->valuedouble > 0 ? (float)epsilon->valuedouble : 1e-6f;
+    if (config_size(json, "vocab_size", 0, VOCABULARY_LIMIT, &config->vocab_size, file, error) ||
+        config_size(json, "d_model", 0, LIMIT, &config->d_model, file, error) ||
+        config_size(json, "d_kv", 0, DKV_LIMIT, &config->d_kv, file, error) ||
+        config_size(json, "d_ff", 0, LIMIT, &config->d_ff, file, error) ||
+        config_size(json, "num_heads", 0, HEADS_LIMIT, &config->num_heads, file, error) ||
+        config_size(json, "num_layers", 0, LAYERS_LIMIT, &config->num_layers, file, error) ||
+        config_size(json, "num_decoder_layers", config->num_layers, LAYERS_LIMIT, &config->num_decoder_layers, file,
+                    error) ||
+        config_size(json, "relative_attention_num_buckets", 32, BUCKETS_LIMIT, &config->buckets, file, error) ||
+        config_size(json, "relative_attention_max_distance", 128, LIMIT, &config->max_distance, file, error) ||
+        config_id(json, "pad_token_id", 0, config->vocab_size, &config->pad, file, error) ||
+        config_id(json, "eos_token_id", 1, config->vocab_size, &config->eos, file, error) ||
+        config_id(json, "decoder_start_token_id", 0, config->vocab_size, &config->decoder_start, file, error))
+        return -1;
+    if (config->buckets < 4 || config->buckets % 2 || config->max_distance <= config->buckets / 2)
+        return error_set(
+            error, EXIT_FAILED,
+            "%s: relative attention (expected an even number of buckets from 4, and a max distance above half "
+            "of it, found %zu and %zu)",
+            file, config->buckets, config->max_distance);
+    return 0;
+}
+
+static int config_read_file(T5Config *config, const char *file, Error *error)
+{
+    MappedFile mapped = {0};
+    cJSON *json;
+    int status;
+    memset(config, 0, sizeof *config);
+    if (mapped_file_open(&mapped, file, error)) return -1;
+    config->json = host_alloc(mapped.bytes + 1, 1);
+    memcpy(config->json, mapped.data, mapped.bytes);
+    mapped_file_close(&mapped);
+    json = cJSON_Parse(config->json);
+    status = cJSON_IsObject(json) ? config_parse(config, json, file, error)
+                                  : error_set(error, EXIT_FAILED, "%s: not a JSON object", file);
+    cJSON_Delete(json);
+    if (status) {
+        free(config->json);
+        config->json = NULL;
+    }
+    return status;
+}
+
+int config_read(T5Config *config, const char *directory, Error *error)
+{
+    char *file;
+    int status;
+    memset(config, 0, sizeof *config);
+    if (!path_is_directory(directory)) return error_set(error, EXIT_USAGE, "%s: no such model directory", directory);
+    file = path_join(directory, "config.json");
+    status = config_read_file(config, file, error);
+    free(file);
+    return status;
+}
+
+/* What config.json says about tying: 1 true, 0 false, -1 nothing. */
+static int config_says_tied(const T5Config *config)
+{
+    cJSON *json = cJSON_Parse(config->json);
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, "tie_word_embeddings");
+    int said = cJSON_IsBool(item) ? cJSON_IsTrue(item) : -1;
+    cJSON_Delete(json);
+    return said;
+}
+
+/* --- the tensor table */
+
+/* Appends a tensor: its place in memory follows the one before. */
+static Tensor *table_add(Model *model, const char *name, size_t rows, size_t columns, bool is_vector)
+{
+    Tensor *tensor = &model->tensors[model->n_tensors++];
+    snprintf(tensor->name, sizeof tensor->name, "%s.weight", name);
+    tensor->is_vector = is_vector;
+    tensor->rows = rows;
+    tensor->columns = columns;
+    tensor->offset = model->n_weights;
+    model->n_weights += rows * columns;
+    return tensor;
+}
+
+static void table_add_stack(Model *model, Stack *stack, bool is_decoder)
+{
+    const T5Config *c = &model->config;
+    const char *stack_name = is_decoder ? "decoder" : "encoder";
+    const size_t D = c->d_model, I = c->num_heads * c->d_kv, F = c->d_ff;
+    bool gated = c->mlp == MLP_GATED_GELU;
+    char name[80];
+
+    stack->is_decoder = is_decoder;
+    stack->n_layers = is_decoder ? c->num_decoder_layers : c->num_layers;
+    stack->layers = host_alloc(stack->n_layers, sizeof *stack->layers);
+    snprintf(name, sizeof name, "%s.block.0.layer.0.SelfAttention.relative_attention_bias", stack_name);
+    stack->relative_bias = table_add(model, name, c->buckets, c->num_heads, false);
+    for (size_t l = 0; l < stack->n_layers; l++) {
+        Layer *layer = &stack->layers[l];
+#define X(field, encoder_name, decoder_name, n_rows, n_columns)                                                        \
+    {                                                                                                                  \
+        const char *suffix = is_decoder ? (decoder_name) : (encoder_name);                                             \
+        if (suffix) {                                                                                                  \
+            snprintf(name, sizeof name, "%s.block.%zu.%s", stack_name, l, suffix);                                     \
+            layer->field = table_add(model, name, n_rows, n_columns, (n_rows) == 1 && strstr(suffix, "norm"));         \
+        }                                                                                                              \
+    }
+        T5_LAYER_TENSORS(X)
+#undef X
+    }
+    snprintf(name, sizeof name, "%s.final_layer_norm", stack_name);
+    stack->final_norm = table_add(model, name, 1, D, true);
+}
+
+/* The whole table. shared comes last, so that everything before it can have a dense gradient without it. */
+static void table_build(Model *model)
+{
+    const T5Config *c = &model->config;
+    size_t layers = c->num_layers + c->num_decoder_layers;
+    model->tensors = host_alloc(14 * layers + 6, sizeof *model->tensors); /* 14 rows in T5_LAYER_TENSORS */
+    model->n_tensors = model->n_weights = 0;
+    table_add_stack(model, &model->encoder, false);
+    table_add_stack(model, &model->decoder, true);
+    if (!c->tied_head) model->head = table_add(model, "lm_head", c->vocab_size, c->d_model, false);
+    model->shared = table_add(model, "shared", c->vocab_size, c->d_model, false);
+    if (c->tied_head) model->head = model->shared;
+}
+
+static void table_free(Model *model)
+{
+    free(model->encoder.layers);
+    free(model->decoder.layers);
+    free(model->tensors);
+}
+
+static int weights_allocate(Model *model, Error *error)
+{
+    model->weights = device_alloc(model->n_weights * sizeof *model->weights);
+    if (!model->weights)
+        return error_set(error, EXIT_FAILED, "memory: no room for the weights (%.1f GB)",
+                         (double)(model->n_weights * sizeof *model->weights) / 1e9);
+    for (size_t i = 0; i < model->n_tensors; i++) model->tensors[i].data = model->weights + model->tensors[i].offset;
+    return 0;
+}
+
+/* --- from and to a Hugging Face directory */
+
+enum { TRANSFER = 1 << 18 }; /* elements converted at a time: small enough for a cache, large enough for a disk */
+
+/* The stored tensor of a name of ours; the embedding may lie under one of its two other names only. */
+static const StoredTensor *stored_find(const Checkpoint *checkpoint, const char *name)
+{
+    static const char *const aliases[] = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"};
+    const StoredTensor *stored = checkpoint_find(checkpoint, name);
+    for (size_t i = 0; !stored && strcmp(name, "shared.weight") == 0 && i < 2; i++)
+        stored = checkpoint_find(checkpoint, aliases[i]);
+    return stored;
+}
+
+static int tensor_check_shape(const Tensor *tensor, const StoredTensor *stored, Error *error)
+{
+    char found[128] = "", expected[64];
+    bool fits = tensor->is_vector
+                    ? stored->n_dims == 1 && stored->shape[0] == tensor->columns
+                    : stored->n_dims == 2 && stored->shape[0] == tensor->rows && stored->shape[1] == tensor->columns;
+    if (fits) return 0;
+    for (size_t i = 0, at = 0; i < stored->n_dims && at < sizeof found - 24; i++)
+        at += (size_t)snprintf(found + at, sizeof found - at, i ? ", %zu" : "%zu", stored->shape[i]);
+    if (tensor->is_vector)
+        snprintf(expected, sizeof expected, "%zu", tensor->columns);
+    else
+        snprintf(expected, sizeof expected, "%zu, %zu", tensor->rows, tensor->columns);
+    return error_set(error, EXIT_FAILED, "%s: shape of %s (expected [%s] as config.json says, found [%s])",
+                     stored->file, tensor->name, expected, found);
+}
+
+static int tensor_load(const Model *model, const Tensor *tensor, const StoredTensor *stored, float *slice, Error *error)
+{
+    size_t n = tensor->rows * tensor->columns;
+    if (tensor_check_shape(tensor, stored, error)) return -1;
+    for (size_t first = 0; first < n; first += TRANSFER) {
+        size_t count = min_size(TRANSFER, n - first);
+        if (stored_tensor_read_float(stored, first, count, slice, error)) return -1;
+        for (size_t i = 0; i < count; i++)
+            if (!isfinite(slice[i]))
+                return error_set(error, EXIT_FAILED,
+                                 "%s: %s: element %zu is not a number (expected finite weights, found %g)",
+                                 stored->file, tensor->name, first + i, (double)slice[i]);
+        weights_upload(model->dev, tensor->data + first, slice, count);
+    }
+    return 0;
+}
+
+static bool stored_tensors_equal(const StoredTensor *a, const StoredTensor *b)
+{
+    Error ignored;
+    float *slices;
+    bool equal = true;
+    if (a->numel != b->numel || a->n_dims != b->n_dims || memcmp(a->shape, b->shape, a->n_dims * sizeof *a->shape) != 0)
+        return false;
+    if (a->data == b->data && a->dtype == b->dtype &&
+        memcmp(a->strides, b->strides, a->n_dims * sizeof *a->strides) == 0)
+        return true;
+    slices = host_alloc(2 * TRANSFER, sizeof *slices);
+    for (size_t first = 0; equal && first < a->numel; first += TRANSFER) {
+        size_t count = min_size(TRANSFER, a->numel - first);
+        equal = stored_tensor_read_float(a, first, count, slices, &ignored) == 0 &&
+                stored_tensor_read_float(b, first, count, slices + TRANSFER, &ignored) == 0 &&
+                memcmp(slices, slices + TRANSFER, count * sizeof *slices) == 0;
+    }
+    free(slices);
+    return equal;
+}
+
+/* Is the head the embedding? Yes when there is none, or when it is identical and the config does not deny it. */
+static int decide_tied_head(T5Config *config, const Checkpoint *checkpoint, const char *directory, Error *error)
+{
+    const StoredTensor *head = checkpoint_find(checkpoint, "lm_head.weight");
+    const StoredTensor *shared = stored_find(checkpoint, "shared.weight");
+    if (!head && config->mlp == MLP_GATED_GELU)
+        return error_set(error, EXIT_FAILED,
+                         "%s: lm_head.weight is missing (an mT5 or T5 v1.1 model has a head of its own)", directory);
+    config->tied_head = !head || (config_says_tied(config) != 0 && shared && stored_tensors_equal(head, shared));
+    return 0;
+}
+
+/* Tensors that old files hold beside the model's: other names of the embedding, and a bias nobody uses. */
+static bool is_known_extra(const char *name)
+{
+    static const char *const names[] = {"lm_head.weight", "shared.weight", "encoder.embed_tokens.weight",
+                                        "decoder.embed_tokens.weight",
+                                        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i]) == 0) return true;
+    return false;
+}
+
+static void warn_of_extra_tensors(const Model *model, const Checkpoint *checkpoint, void (*warn)(const char *text))
+{
+    for (size_t i = 0; warn && i < checkpoint_count(checkpoint); i++) {
+        const StoredTensor *stored = checkpoint_at(checkpoint, i);
+        bool known = is_known_extra(stored->name);
+        for (size_t t = 0; !known && t < model->n_tensors; t++)
+            known = strcmp(model->tensors[t].name, stored->name) == 0;
+        if (!known) {
+            char *text = text_format("%s: ignored the unknown tensor %.200s", stored->file, stored->name);
+            warn(text);
+            free(text);
+        }
+    }
+}
+
+static int model_load_weights(Model *model, const Checkpoint *checkpoint, const char *directory, Error *error)
+{
+    float *slice = host_alloc(TRANSFER, sizeof *slice);
+    int status = 0;
+    for (size_t i = 0; !status && i < model->n_tensors; i++) {
+        const Tensor *tensor = &model->tensors[i];
+        const StoredTensor *stored = stored_find(checkpoint, tensor->name);
+        status = stored ? tensor_load(model, tensor, stored, slice, error)
+                        : error_set(error, EXIT_FAILED, "%s: %s is missing", directory, tensor->name);
+    }
+    free(slice);
+    return status;
+}
+
+Model *model_open(const char *directory, Device *dev, void (*warn)(const char *text), Error *error)
+{
+    Model *model = host_alloc(1, sizeof *model);
+    Checkpoint *checkpoint = NULL;
+    int status = config_read(&model->config, directory, error);
+    model->dev = dev;
+    if (!status && !(checkpoint = checkpoint_open(directory, error))) status = -1;
+    if (!status) status = decide_tied_head(&model->config, checkpoint, directory, error);
+    if (!status) {
+        table_build(model);
+        status = weights_allocate(model, error);
+    }
+    if (!status) status = model_load_weights(model, checkpoint, directory, error);
+    if (!status) warn_of_extra_tensors(model, checkpoint, warn);
+    checkpoint_close(checkpoint);
+    if (!status) return model;
+    model_close(model);
+    return NULL;
+}
+
+void model_close(Model *model)
+{
+    if (!model) return;
+    table_free(model);
+    device_free(model->weights);
+    free(model->config.json);
+    free(model);
+}
+
+/* How T5X draws a new tensor (layers.py, network.py): the shape of the distribution and its deviation. */
+typedef enum { DRAW_ONES, DRAW_NORMAL, DRAW_TRUNCATED, DRAW_UNIFORM } Draw;
+
+static Draw tensor_draw(const Model *model, const Tensor *tensor, double *deviation)
+{
+    const T5Config *c = &model->config;
+    const char *name = tensor->name;
+    *deviation = 1 / sqrt((double)tensor->columns); /* fan-in */
+    if (tensor->is_vector) return DRAW_ONES;
+    if (tensor == model->shared) {
+        *deviation = 1;
+        return DRAW_NORMAL;
+    }
+    if (tensor == model->encoder.relative_bias || tensor == model->decoder.relative_bias) {
+        *deviation = sqrt(2.0 / (double)(tensor->rows + tensor->columns)); /* variance scaling, fan_avg */
+        return DRAW_UNIFORM;
+    }
+    if (strstr(name, "Attention.q.")) *deviation /= sqrt((double)c->d_kv); /* in place of scaling the scores */
+    return strstr(name, "Attention.") ? DRAW_NORMAL : DRAW_TRUNCATED;
+}
+
+static float draw_number(Draw draw, double deviation, uint64_t key, uint64_t index)
+{
+    double z;
+    switch (draw) {
+    case DRAW_NORMAL:
+        return (float)(deviation * random_normal(key, index));
+    case DRAW_UNIFORM:
+        return (float)(deviation * sqrt(3.0) * (2 * random_uniform(key, index) - 1));
+    case DRAW_TRUNCATED: /* cut at two deviations, by drawing again, and rescaled so that the deviation is as asked */
+        for (uint64_t attempt = 0;; attempt++) {
+            z = random_normal(random_fold(key, attempt), index);
+            if (fabs(z) <= 2) return (float)(deviation / 0.87962566103423978 * z);
+        }
+    case DRAW_ONES:
+        break;
+    }
+    return 1;
+}
+
+Model *model_create(const char *config_file, Device *dev, uint64_t seed, Error *error)
+{
+    Model *model = host_alloc(1, sizeof *model);
+    float *slice;
+    model->dev = dev;
+    if (config_read_file(&model->config, config_file, error)) {
+        free(model);
+        return NULL;
+    }
+    model->config.tied_head = model->config.mlp == MLP_RELU && config_says_tied(&model->config) != 0;
+    table_build(model);
+    if (weights_allocate(model, error)) {
+        model_close(model);
+        return NULL;
+    }
+    slice = host_alloc(TRANSFER, sizeof *slice);
+    for (size_t t = 0; t < model->n_tensors; t++) {
+        const Tensor *tensor = &model->tensors[t];
+        double deviation;
+        Draw draw = tensor_draw(model, tensor, &deviation);
+        uint64_t key = random_fold(seed, t);
+        size_t n = tensor->rows * tensor->columns;
+        for (size_t first = 0; first < n; first += TRANSFER) {
+            size_t count = min_size(TRANSFER, n - first);
+            for (size_t i = 0; i < count; i++) slice[i] = draw_number(draw, deviation, key, first + i);
+            weights_upload(dev, tensor->data + first, slice, count);
+        }
+    }
+    free(slice);
+    return model;
+}
+
+/* The specs of all tensors, for a writer; `prefix` goes in front of the names. To be freed with specs_free. */
+static TensorSpec *model_specs(const Model *model, const char *prefix)
+{
+    TensorSpec *specs = host_alloc(model->n_tensors, sizeof *specs);
+    for (size_t i = 0; i < model->n_tensors; i++) {
+        const Tensor *t = &model->tensors[i];
+        specs[i].name = text_format("%s%s", prefix, t->name);
+        specs[i].dtype = DTYPE_F32;
+        specs[i].n_dims = t->is_vector ? 1 : 2;
+        specs[i].shape[0] = t->is_vector ? t->columns : t->rows;
+        specs[i].shape[1] = t->columns;
+    }
+    return specs;
+}
+
+static void specs_free(TensorSpec *specs, size_t count)
+{
+    for (size_t i = 0; i < count; i++) free((char *)specs[i].name);
+    free(specs);
+}
+
+static int weights_append(SafetensorsWriter *writer, Device *dev, const weight_t *weights, size_t n, Error *error)
+{
+    float *slice = host_alloc(TRANSFER, sizeof *slice);
+    int status = 0;
+    for (size_t first = 0; !status && first < n; first += TRANSFER) {
+        size_t count = min_size(TRANSFER, n - first);
+        weights_download(dev, slice, weights + first, count);
+        status = safetensors_append(writer, slice, count * sizeof *slice, error);
+    }
+    free(slice);
+    return status;
+}
+
+static int model_write_weights(const Model *model, const char *file, Error *error)
+{
+    TensorSpec *specs = model_specs(model, "");
+    SafetensorsWriter *writer = safetensors_create(file, specs, model->n_tensors, error);
+    int status = writer ? weights_append(writer, model->dev, model->weights, model->n_weights, error) : -1;
+    specs_free(specs, model->n_tensors);
+    if (!writer) return -1;
+    if (status) {
+        safetensors_abandon(writer);
+        return -1;
+    }
+    return safetensors_commit(writer, error);
+}
+
+/* The config that was read, with what a loader must know: the element type, and whether the head is tied (without the
+ * word "false", newer transformers would scale an untied model's logits). */
+static int model_write_config(const Model *model, const char *file, Error *error)
+{
+    cJSON *json = cJSON_Parse(model->config.json);
+    const char *architecture =
+        strcmp(model->config.model_type, "mt5") == 0 ? "MT5ForConditionalGeneration" : "T5ForConditionalGeneration";
+    char *text;
+    int status;
+    cJSON_DeleteItemFromObjectCaseSensitive(json, "tie_word_embeddings");
+    cJSON_AddBoolToObject(json, "tie_word_embeddings", model->config.tied_head);
+    cJSON_DeleteItemFromObjectCaseSensitive(json, "dtype");
+    cJSON_DeleteItemFromObjectCaseSensitive(json, "torch_dtype");
+    cJSON_AddStringToObject(json, "torch_dtype", "float32");
+    if (!cJSON_HasObjectItem(json, "model_type")) cJSON_AddStringToObject(json, "model_type", model->config.model_type);
+    if (!cJSON_HasObjectItem(json, "architectures"))
+        cJSON_AddItemToObject(json, "architectures", cJSON_CreateStringArray(&architecture, 1));
+    text = cJSON_Print(json);
+    status = text ? file_write_text(file, text, error) : error_set(error, EXIT_FAILED, "%s: no memory", file);
+    free(text);
+    cJSON_Delete(json);
+    return status;
+}
+
+int model_write(const Model *model, const char *directory, const char *origin, Error *error)
+{
+    static const char *const companions[] = {"spiece.model",      "tokenizer_config.json", "special_tokens_map.json",
+                                             "added_tokens.json", "tokenizer.json",        "generation_config.json"};
+    char *config_file = path_join(directory, "config.json"), *weights_file = path_join(directory, "model.safetensors");
+    int status = directory_create(directory, error);
+    if (!status) status = model_write_config(model, config_file, error);
+    for (size_t i = 0; !status && i < sizeof companions / sizeof *companions; i++) {
+        char *from = path_join(origin, companions[i]), *to = path_join(directory, companions[i]);
+        if (path_exists(from)) status = file_copy(from, to, error);
+        free(from);
+        free(to);
+    }
+    if (!status) status = model_write_weights(model, weights_file, error);
+    free(config_file);
+    free(weights_file);
+    return status;
+}
+
+/* --- the packed batch */
+
+/* T5's bucket of a distance key_place - query_place (FACTS: HF _relative_position_bucket, in float32 as there). Half
+ * of the buckets are exact, the others grow logarithmically up to max_distance. */
+static int32_t relative_position_bucket(long distance, bool bidirectional, size_t buckets, size_t max_distance)
+{
+    long n_buckets = (long)buckets, base = 0, n = distance < 0 ? -distance : 0, exact, large;
+    if (bidirectional) {
+        n_buckets /= 2;
+        base = distance > 0 ? n_buckets : 0;
+        n = labs(distance);
+    }
+    exact = n_buckets / 2;
+    if (n < exact) return (int32_t)(base + n);
+    large = exact + (long)(logf((float)n / (float)exact) / (float)log((double)max_distance / (double)exact) *
+                           (float)(n_buckets - exact));
+    return (int32_t)(base + (large < n_buckets - 1 ? large : n_buckets - 1));
+}
+
+/* Writes bucket[-longest+1 … longest-1] behind `to`, and returns where distance 0 is. */
+static int32_t *buckets_fill(int32_t *to, const T5Config *config, bool bidirectional, size_t longest)
+{
+    int32_t *center = to + longest - 1;
+    for (long d = -(long)longest + 1; d < (long)longest; d++)
+        center[d] = relative_position_bucket(d, bidirectional, config->buckets, config->max_distance);
+    return center;
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The ids that a batch looks up in the embedding: inputs, and targets shifted right (ascending, each once; to be
+ * freed). */
+static int32_t *touched_ids(const T5Config *config, const TokenExample *examples, size_t count, size_t *n_touched)
+{
+    size_t n = 0, unique = 0;
+    int32_t *ids;
+    for (size_t b = 0; b < count; b++) n += examples[b].input_length + examples[b].target_length;
+    ids = host_alloc(n, sizeof *ids);
+    n = 0;
+    for (size_t b = 0; b < count; b++) {
+        const TokenExample *e = &examples[b];
+        for (size_t i = 0; i < e->input_length; i++) ids[n++] = e->input[i];
+        for (size_t i = 0; i < e->target_length; i++) ids[n++] = i ? e->target[i - 1] : config->decoder_start;
+    }
+    qsort(ids, n, sizeof *ids, compare_ids);
+    for (size_t i = 0; i < n; i++)
+        if (i == 0 || ids[i] != ids[i - 1]) ids[unique++] = ids[i];
+    *n_touched = unique;
+    return ids;
+}
+
+/* Sorts rows by the table row they belong to (a counting sort, so rows of one target stay in order): first [targets+1],
+ * rows_of [rows]. target_of[r] < 0: the row belongs to no target. */
+static void list_rows(const int32_t *target_of, size_t rows, size_t targets, int32_t *first, int32_t *rows_of)
+{
+    memset(first, 0, (targets + 1) * sizeof *first);
+    for (size_t r = 0; r < rows; r++)
+        if (target_of[r] >= 0) first[target_of[r] + 1]++;
+    for (size_t t = 0; t < targets; t++) first[t + 1] += first[t];
+    for (size_t r = 0; r < rows; r++)
+        if (target_of[r] >= 0) rows_of[first[target_of[r]]++] = (int32_t)r;
+    memmove(first + 1, first, targets * sizeof *first); /* every first had moved on to the next one's place */
+    first[0] = 0;
+}
+
+/* A piece of the batch's integers: the same place on the host, where it is filled, and on the device. */
+typedef struct {
+    int32_t *host, *device;
+    size_t used;
+} Integers;
+
+static int32_t *integers_take(Integers *integers, size_t n, int32_t **device)
+{
+    int32_t *host = integers->host ? integers->host + integers->used : NULL;
+    *device = integers->device ? integers->device + integers->used : NULL;
+    integers->used += n;
+    return host;
+}
+
+/* Where the gradient of an id is: its place among the touched ids, or the id itself when the gradient has all rows. */
+static int32_t batch_slot(const int32_t *touched, size_t n_touched, int32_t id)
+{
+    const int32_t *found;
+    if (id < 0 || !touched) return id; /* negative: a prompt row */
+    found = bsearch(&id, touched, n_touched, sizeof id, compare_ids);
+    return found ? (int32_t)(found - touched) : -1;
+}
+
+/* The ids, the lengths and the bias buckets of a batch (the function after it: the lists for the backward pass). With
+ * no memory yet, both only count. */
+static void batch_fill_ids(Batch *batch, Integers *integers, const T5Config *config, const TokenExample *examples,
+                           size_t prompt_length, int32_t **source_ids, int32_t **target_inputs)
+{
+    size_t count = batch->count, source_at = 0, target_at = 0;
+    int32_t *device[4];
+    int32_t *source_start = integers_take(integers, count, &device[0]),
+            *source_length = integers_take(integers, count, &device[1]);
+    int32_t *target_start = integers_take(integers, count, &device[2]),
+            *target_length = integers_take(integers, count, &device[3]);
+    int32_t *ids = integers_take(integers, batch->source.rows, &batch->source_ids);
+    int32_t *inputs = integers_take(integers, batch->target.rows, &batch->target_inputs);
+    int32_t *targets = integers_take(integers, batch->target.rows, &batch->targets);
+    batch->source.start = device[0];
+    batch->source.length = device[1];
+    batch->target.start = device[2];
+    batch->target.length = device[3];
+    *source_ids = ids;
+    *target_inputs = inputs;
+    for (size_t b = 0; ids && b < count; b++) {
+        const TokenExample *e = &examples[b];
+        size_t P = e->prompt >= 0 ? prompt_length : 0;
+        source_start[b] = (int32_t)source_at;
+        source_length[b] = (int32_t)(P + e->input_length);
+        target_start[b] = (int32_t)target_at;
+        target_length[b] = (int32_t)e->target_length;
+        for (size_t p = 0; p < P; p++) ids[source_at++] = -1 - (int32_t)((size_t)e->prompt * prompt_length + p);
+        for (size_t i = 0; i < e->input_length; i++) ids[source_at++] = e->input[i];
+        for (size_t i = 0; i < e->target_length; i++, target_at++) {
+            inputs[target_at] = i ? e->target[i - 1] : config->decoder_start;
+            targets[target_at] = e->target[i];
+        }
+    }
+}
+
+static void batch_fill_buckets(Batch *batch, Integers *integers, const T5Config *config)
+{
+    int32_t *source = integers_take(integers, 2 * batch->source.longest - 1, &batch->source_bucket);
+    int32_t *target = integers_take(integers, 2 * batch->target.longest - 1, &batch->target_bucket);
+    if (!source) return;
+    batch->source_bucket += buckets_fill(source, config, true, batch->source.longest) - source;
+    batch->target_bucket += buckets_fill(target, config, false, batch->target.longest) - target;
+}
+
+static void batch_fill_lists(Batch *batch, Integers *integers, const int32_t *touched, size_t n_prompt_rows,
+                             const int32_t *source_ids, const int32_t *target_inputs)
+{
+    size_t Ns = batch->source.rows, Nt = batch->target.rows, U = batch->n_touched;
+    int32_t *touched_copy = integers_take(integers, touched ? U : 0, &batch->touched);
+    int32_t *source_first = integers_take(integers, U + 1, &batch->source_first);
+    int32_t *source_rows = integers_take(integers, Ns, &batch->source_rows_of);
+    int32_t *target_first = integers_take(integers, U + 1, &batch->target_first);
+    int32_t *target_rows = integers_take(integers, Nt, &batch->target_rows_of);
+    int32_t *prompt_first = integers_take(integers, n_prompt_rows + 1, &batch->prompt_first);
+    int32_t *prompt_rows = integers_take(integers, Ns, &batch->prompt_rows_of);
+    int32_t *slots;
+    if (!source_ids) return;
+    if (touched)
+        memcpy(touched_copy, touched, U * sizeof *touched);
+    else
+        batch->touched = NULL;
+    slots = host_alloc(max_size(Ns, Nt), sizeof *slots);
+    for (size_t r = 0; r < Ns; r++) slots[r] = batch_slot(touched, U, source_ids[r]);
+    list_rows(slots, Ns, U, source_first, source_rows);
+    for (size_t r = 0; r < Ns; r++) slots[r] = source_ids[r] < 0 ? -1 - source_ids[r] : -1;
+    list_rows(slots, Ns, n_prompt_rows, prompt_first, prompt_rows);
+    for (size_t r = 0; r < Nt; r++) slots[r] = batch_slot(touched, U, target_inputs[r]);
+    list_rows(slots, Nt, U, target_first, target_rows);
+    free(slots);
+}
+
+/* Packs examples into a batch on the device. first_example: the number of examples[0] within the whole batch. touched
+ * [n_touched], on the host: the rows that the embedding's gradient has; NULL: all of the vocabulary. The batch's memory
+ * is kept and grows when it must; start with a zeroed Batch and end with batch_free. */
+static int batch_build(Batch *batch, const Model *model, const TokenExample *examples, size_t count,
+                       size_t prompt_length, size_t n_prompts, size_t first_example, const int32_t *touched,
+                       size_t n_touched, Error *error)
+{
+    Integers integers = {0};
+    int32_t *source_ids, *target_inputs;
+    batch->count = batch->source.count = batch->target.count = count;
+    batch->source.first_example = batch->target.first_example = first_example;
+    batch->source.rows = batch->target.rows = batch->source.longest = batch->target.longest = 0;
+    batch->n_touched = touched ? n_touched : model->config.vocab_size;
+    for (size_t b = 0; b < count; b++) {
+        size_t source = examples[b].input_length + (examples[b].prompt >= 0 ? prompt_length : 0);
+        batch->source.rows += source;
+        batch->target.rows += examples[b].target_length;
+        batch->source.longest = max_size(batch->source.longest, source);
+        batch->target.longest = max_size(batch->target.longest, examples[b].target_length);
+    }
+    for (int pass = 0; pass < 2; pass++) { /* count, then fill */
+        if (pass == 1) {
+            if (integers.used > batch->capacity) {
+                device_free(batch->memory);
+                batch->capacity = integers.used + integers.used / 4;
+                batch->memory = device_alloc(batch->capacity * sizeof *batch->memory);
+                if (!batch->memory) {
+                    batch->capacity = 0;
+                    return error_set(error, EXIT_FAILED, "memory: no room for a batch of %zu tokens",
+                                     batch->source.rows);
+                }
+            }
+            integers.host = host_alloc(integers.used, sizeof *integers.host);
+            integers.device = batch->memory;
+            integers.used = 0;
+        }
+        batch_fill_ids(batch, &integers, &model->config, examples, prompt_length, &source_ids, &target_inputs);
+        batch_fill_buckets(batch, &integers, &model->config);
+        batch_fill_lists(batch, &integers, touched, n_prompts * prompt_length, source_ids, target_inputs);
+    }
+    device_upload(model->dev, batch->memory, integers.host, integers.used * sizeof *integers.host);
+    free(integers.host);
+    return 0;
+}
+
+static void batch_free(Batch *batch)
+{
+    device_free(batch->memory);
+    memset(batch, 0, sizeof *batch);
+}
+
+/* --- the buffers of a pass */
+
+/* What the backward pass of a layer needs from its forward pass. Normalised inputs and the MLP's hidden values are not
+ * kept: they are cheaper to compute again than to store. */
+typedef struct {
+    act_t *x, *qkv, *attended;                            /* [N,D], [N,3I], [N,I] */
+    stat_t *rstd, *logsumexp;                             /* [N], [H,N] */
+    act_t *cross_x, *cross_q, *cross_kv, *cross_attended; /* [Nt,D], [Nt,I], [Ns,2I], [Nt,I] */
+    stat_t *cross_rstd, *cross_logsumexp;
+    act_t *mlp_x, *mlp_a; /* [N,D], [N,2F] ([N,F] for relu) */
+    stat_t *mlp_rstd;
+} LayerActivations;
+
+typedef struct {
+    LayerActivations *layers;
+    act_t *x;     /* [N,D] what the final norm gets */
+    act_t *out;   /* [N,D] the stack's output */
+    stat_t *rstd; /* [N] */
+} StackActivations;
+
+typedef enum { PASS_FORWARD, PASS_TRAIN } PassKind;
+
+typedef struct {
+    const Model *model;
+    const Prompts *prompts; /* NULL: none */
+    const Batch *batch;
+    float dropout;
+    bool dropout_shared;
+    uint64_t dropout_key;
+    StackActivations encoder, decoder;
+    act_t *logits; /* [logits_rows, V]: one chunk of the head */
+    size_t logits_rows;
+    stat_t *loss;                    /* [Nt] */
+    act_t *normed, *branch, *hidden; /* scratch of a layer's forward pass: [N,D], [N,D], [N,F] */
+    act_t *dx, *dencoder;            /* gradients: of the residual stream [N,D], of the encoder's output [Ns,D] */
+    act_t *dbranch, *dnormed, *dqkv, *dattended, *dhidden, *dmlp; /* scratch of the backward pass */
+    act_t *dcross_kv;
+    char *memory; /* all of the above */
+    size_t capacity;
+} Pass;
+
+/* The head's logits exist for so many bytes' worth of rows at a time. Fewer rows would read the head's weights more
+ * often, more rows would only take memory. */
+enum { LOGITS_BYTES = 128 << 20 };
+
+static void layout_layer(Arena *arena, LayerActivations *l, const T5Config *c, bool is_decoder, size_t N, size_t Ns)
+{
+    size_t D = c->d_model, I = c->num_heads * c->d_kv, A = c->mlp == MLP_GATED_GELU ? 2 * c->d_ff : c->d_ff;
+    l->x = arena_take(arena, N * D, sizeof(act_t));
+    l->qkv = arena_take(arena, N * 3 * I, sizeof(act_t));
+    l->attended = arena_take(arena, N * I, sizeof(act_t));
+    l->rstd = arena_take(arena, N, sizeof(stat_t));
+    l->logsumexp = arena_take(arena, N * c->num_heads, sizeof(stat_t));
+    if (is_decoder) {
+        l->cross_x = arena_take(arena, N * D, sizeof(act_t));
+        l->cross_q = arena_take(arena, N * I, sizeof(act_t));
+        l->cross_kv = arena_take(arena, Ns * 2 * I, sizeof(act_t));
+        l->cross_attended = arena_take(arena, N * I, sizeof(act_t));
+        l->cross_rstd = arena_take(arena, N, sizeof(stat_t));
+        l->cross_logsumexp = arena_take(arena, N * c->num_heads, sizeof(stat_t));
+    }
+    l->mlp_x = arena_take(arena, N * D, sizeof(act_t));
+    l->mlp_a = arena_take(arena, N * A, sizeof(act_t));
+    l->mlp_rstd = arena_take(arena, N, sizeof(stat_t));
+}
+
+/* Training keeps every layer's activations; a forward pass alone lets all layers of a stack use one set. */
+static void layout_stack(Arena *arena, StackActivations *s, const T5Config *c, bool is_decoder, size_t n_layers,
+                         size_t N, size_t Ns, PassKind kind)
+{
+    for (size_t l = 0; l < n_layers; l++) {
+        if (kind == PASS_TRAIN || l == 0)
+            layout_layer(arena, &s->layers[l], c, is_decoder, N, Ns);
+        else
+            s->layers[l] = s->layers[0];
+    }
+    s->x = arena_take(arena, N * c->d_model, sizeof(act_t));
+    s->out = arena_take(arena, N * c->d_model, sizeof(act_t));
+    s->rstd = arena_take(arena, N, sizeof(stat_t));
+}
+
+static void layout_pass(Arena *arena, Pass *pass, const T5Config *c, size_t Ns, size_t Nt, PassKind kind)
+{
+    size_t N = max_size(Ns, Nt), D = c->d_model, I = c->num_heads * c->d_kv, F = c->d_ff;
+    layout_stack(arena, &pass->encoder, c, false, c->num_layers, Ns, Ns, kind);
+    layout_stack(arena, &pass->decoder, c, true, c->num_decoder_layers, Nt, Ns, kind);
+    pass->logits_rows = min_size(Nt, max_size(1, LOGITS_BYTES / (c->vocab_size * sizeof(act_t))));
+    pass->logits = arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(act_t));
+    pass->loss = arena_take(arena, Nt, sizeof(stat_t));
+    pass->normed = arena_take(arena, N * D, sizeof(act_t));
+    pass->branch = arena_take(arena, N * D, sizeof(act_t));
+    pass->hidden = arena_take(arena, N * F, sizeof(act_t));
+    if (kind == PASS_FORWARD) return;
+    pass->dx = arena_take(arena, N * D, sizeof(act_t));
+    pass->dencoder = arena_take(arena, Ns * D, sizeof(act_t));
+    pass->dbranch = arena_take(arena, N * D, sizeof(act_t));
+    pass->dnormed = arena_take(arena, N * D, sizeof(act_t));
+    pass->dqkv = arena_take(arena, N * 3 * I, sizeof(act_t));
+    pass->dattended = arena_take(arena, N * I, sizeof(act_t));
+    pass->dhidden = arena_take(arena, N * F, sizeof(act_t));
+    pass->dmlp = arena_take(arena, N * (c->mlp == MLP_GATED_GELU ? 2 * F : F), sizeof(act_t));
+    pass->dcross_kv = arena_take(arena, Ns * 2 * I, sizeof(act_t));
+}
+
+/* The bytes that a pass over so many rows needs. */
+static size_t pass_bytes(const T5Config *config, size_t source_rows, size_t target_rows, PassKind kind)
+{
+    LayerActivations *layers = host_alloc(config->num_layers + config->num_decoder_layers, sizeof *layers);
+    Pass pass = {.encoder.layers = layers, .decoder.layers = layers + config->num_layers};
+    Arena arena = {0};
+    layout_pass(&arena, &pass, config, source_rows, target_rows, kind);
+    free(layers);
+    return arena.used;
+}
+
+/* Makes the pass ready for a batch. Its memory is kept from batch to batch and grows when it must. */
+static int pass_prepare(Pass *pass, const Model *model, const Prompts *prompts, const Batch *batch, PassKind kind,
+                        Error *error)
+{
+    const T5Config *c = &model->config;
+    size_t bytes = pass_bytes(c, batch->source.rows, batch->target.rows, kind);
+    Arena arena = {0};
+    if (!pass->encoder.layers) {
+        pass->encoder.layers = host_alloc(c->num_layers, sizeof(LayerActivations));
+        pass->decoder.layers = host_alloc(c->num_decoder_layers, sizeof(LayerActivations));
+    }
+    if (bytes > pass->capacity) {
+        device_free(pass->memory);
+        pass->memory = device_alloc(bytes);
+        pass->capacity = pass->memory ? bytes : 0;
+        if (!pass->memory)
+            return error_set(
+                error, EXIT_FAILED,
+                "memory: no room for the activations of a batch (%.1f GB; a smaller --micro-batch needs less)",
+                (double)bytes / 1e9);
+    }
+    arena.base = pass->memory;
+    layout_pass(&arena, pass, c, batch->source.rows, batch->target.rows, kind);
+    pass->model = model;
+    pass->prompts = prompts;
+    pass->batch = batch;
+    return 0;
+}
+
+static void pass_free(Pass *pass)
+{
+    free(pass->encoder.layers);
+    free(pass->decoder.layers);
+    device_free(pass->memory);
+    memset(pass, 0, sizeof *pass);
+}
+
+/* --- dropout's places (FACTS 1.5) */
+
+typedef enum {
+    DROP_EMBEDDING,
+    DROP_ATTENDED,
+    DROP_CROSS_ATTENDED,
+    DROP_HIDDEN,
+    DROP_MLP,
+    DROP_FINAL,
+    DROP_SELF_SCORES,
+    DROP_CROSS_SCORES
+} Place;
+
+/* Each place of the network has a number of its own, with room for the heads' numbers that attention adds. */
+static Dropout dropout_at(const Pass *pass, const Stack *stack, size_t layer, Place place)
+{
+    size_t site = (((size_t)stack->is_decoder * LAYERS_LIMIT + layer) * 8 + place) * HEADS_LIMIT;
+    return (Dropout){
+        .rate = pass->dropout, .key = pass->dropout_key, .site = (uint32_t)site, .shared = pass->dropout_shared};
+}
+
+/* --- the network, forward */
+
+/* Root-mean-square norm and projection, the beginning of every sub-layer: y = norm(x) · wᵀ, for `out` rows of weights
+ * that begin with w (neighbours in the tensor table count as one matrix). Leaves norm(x) in pass->normed. */
+static void norm_and_project(Pass *pass, act_t *y, stat_t *rstd, const act_t *x, const Tensor *norm, const Tensor *w,
+                             size_t rows, size_t out)
+{
+    const T5Config *c = &pass->model->config;
+    rmsnorm_forward(pass->model->dev, pass->normed, rstd, x, norm->data, rows, c->d_model, c->layer_norm_epsilon);
+    linear_forward(pass->model->dev, y, pass->normed, w->data, rows, c->d_model, out);
+}
+
+/* Projection back and residual, the end of every sub-layer: out = x + dropout(y · wᵀ). */
+static void project_and_add(Pass *pass, act_t *out, const act_t *x, const act_t *y, const Tensor *w,
+                            const Sequences *seqs, Dropout dropout)
+{
+    linear_forward(pass->model->dev, pass->branch, y, w->data, seqs->rows, w->columns, w->rows);
+    residual_forward(pass->model->dev, out, x, pass->branch, seqs, w->rows, &dropout);
+}
+
+static Attention self_attention(const Pass *pass, const Stack *stack, size_t l, const LayerActivations *a)
+{
+    const T5Config *c = &pass->model->config;
+    const Batch *batch = pass->batch;
+    size_t I = c->num_heads * c->d_kv;
+    const Sequences *seqs = stack->is_decoder ? &batch->target : &batch->source;
+    return (Attention){.q = a->qkv,
+                       .k = a->qkv + I,
+                       .v = a->qkv + 2 * I,
+                       .q_stride = 3 * I,
+                       .kv_stride = 3 * I,
+                       .queries = *seqs,
+                       .keys = *seqs,
+                       .heads = c->num_heads,
+                       .d_kv = c->d_kv,
+                       .causal = stack->is_decoder,
+                       .bias_table = stack->relative_bias->data,
+                       .buckets = c->buckets,
+                       .bucket = stack->is_decoder ? batch->target_bucket : batch->source_bucket,
+                       .dropout = dropout_at(pass, stack, l, DROP_SELF_SCORES)};
+}
+
+static Attention cross_attention(const Pass *pass, const Stack *stack, size_t l, const LayerActivations *a)
+{
+    const T5Config *c = &pass->model->config;
+    size_t I = c->num_heads * c->d_kv;
+    return (Attention){.q = a->cross_q,
+                       .k = a->cross_kv,
+                       .v = a->cross_kv + I,
+                       .q_stride = I,
+                       .kv_stride = 2 * I,
+                       .queries = pass->batch->target,
+                       .keys = pass->batch->source,
+                       .heads = c->num_heads,
+                       .d_kv = c->d_kv,
+                       .dropout = dropout_at(pass, stack, l, DROP_CROSS_SCORES)};
+}
+
+static void self_attention_forward(Pass *pass, const Stack *stack, size_t l, act_t *out)
+{
+    const Layer *w = &stack->layers[l];
+    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
+    LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
+    Attention attention = self_attention(pass, stack, l, a);
+    norm_and_project(pass, a->qkv, a->rstd, a->x, w->self_norm, w->self_q, seqs->rows, 3 * w->self_q->rows);
+    attention_forward(pass->model->dev, a->attended, a->logsumexp, &attention);
+    project_and_add(pass, out, a->x, a->attended, w->self_o, seqs, dropout_at(pass, stack, l, DROP_ATTENDED));
+}
+
+static void cross_attention_forward(Pass *pass, const Stack *stack, size_t l, act_t *out)
+{
+    const Layer *w = &stack->layers[l];
+    const Batch *batch = pass->batch;
+    LayerActivations *a = &pass->decoder.layers[l];
+    Attention attention = cross_attention(pass, stack, l, a);
+    norm_and_project(pass, a->cross_q, a->cross_rstd, a->cross_x, w->cross_norm, w->cross_q, batch->target.rows,
+                     w->cross_q->rows);
+    linear_forward(pass->model->dev, a->cross_kv, pass->encoder.out, w->cross_k->data, batch->source.rows,
+                   w->cross_k->columns, 2 * w->cross_k->rows);
+    attention_forward(pass->model->dev, a->cross_attended, a->cross_logsumexp, &attention);
+    project_and_add(pass, out, a->cross_x, a->cross_attended, w->cross_o, &batch->target,
+                    dropout_at(pass, stack, l, DROP_CROSS_ATTENDED));
+}
+
+static void mlp_forward(Pass *pass, const Stack *stack, size_t l, act_t *out)
+{
+    const Layer *w = &stack->layers[l];
+    const T5Config *c = &pass->model->config;
+    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
+    LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
+    Dropout dropout = dropout_at(pass, stack, l, DROP_HIDDEN);
+    norm_and_project(pass, a->mlp_a, a->mlp_rstd, a->mlp_x, w->mlp_norm, w->wi_0, seqs->rows,
+                     w->wi_1 ? 2 * c->d_ff : c->d_ff);
+    mlp_activation_forward(pass->model->dev, c->mlp, pass->hidden, a->mlp_a, seqs, c->d_ff, &dropout);
+    project_and_add(pass, out, a->mlp_x, pass->hidden, w->wo, seqs, dropout_at(pass, stack, l, DROP_MLP));
+}
+
+/* Embedding, layers, final norm; dropout after the first and the last. */
+static void stack_forward(Pass *pass, const Stack *stack)
+{
+    const Model *model = pass->model;
+    const T5Config *c = &model->config;
+    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
+    StackActivations *acts = stack->is_decoder ? &pass->decoder : &pass->encoder;
+    const int32_t *ids = stack->is_decoder ? pass->batch->target_inputs : pass->batch->source_ids;
+    Dropout dropout_in = dropout_at(pass, stack, 0, DROP_EMBEDDING),
+            dropout_out = dropout_at(pass, stack, 0, DROP_FINAL);
+
+    embedding_forward(model->dev, acts->layers[0].x, model->shared->data, pass->prompts ? pass->prompts->rows : NULL,
+                      ids, seqs->rows, c->d_model);
+    dropout_forward(model->dev, acts->layers[0].x, seqs, c->d_model, &dropout_in);
+    for (size_t l = 0; l < stack->n_layers; l++) {
+        LayerActivations *a = &acts->layers[l];
+        self_attention_forward(pass, stack, l, stack->is_decoder ? a->cross_x : a->mlp_x);
+        if (stack->is_decoder) cross_attention_forward(pass, stack, l, a->mlp_x);
+        mlp_forward(pass, stack, l, l + 1 < stack->n_layers ? acts->layers[l + 1].x : acts->x);
+    }
+    rmsnorm_forward(model->dev, acts->out, acts->rstd, acts->x, stack->final_norm->data, seqs->rows, c->d_model,
+                    c->layer_norm_epsilon);
+    dropout_forward(model->dev, acts->out, seqs, c->d_model, &dropout_out);
+}
+
+/* What the head's input is multiplied by: T5 1.0, whose head is the embedding, scales it down. */
+static float head_scale(const T5Config *config)
+{
+    return config->tied_head ? 1 / sqrtf((float)config->d_model) : 1;
+}
+
+/* The network up to the head's input, which is then pass->decoder.out. */
+static void t5_forward(Pass *pass)
+{
+    const Model *model = pass->model;
+    stack_forward(pass, &model->encoder);
+    stack_forward(pass, &model->decoder);
+    if (model->config.tied_head)
+        scale_forward(model->dev, pass->decoder.out, head_scale(&model->config),
+                      pass->batch->target.rows * model->config.d_model);
+}
+
+/* --- the network, backward */
+
+/* Where gradients go. When `finished` is set, a tensor's gradient is handed over the moment the backward pass has it
+ * whole, and its place is used again for the next one: the optimizer's update is fused into the backward pass and no
+ * full gradient exists. Otherwise all gradients are kept, so that micro-batches can add up. */
+typedef struct {
+    bool weights;      /* false: prompt tuning, no weight gradient is computed at all */
+    bool accumulate;   /* not the first micro-batch of its batch */
+    stat_t *kept;      /* [every tensor but shared], or NULL when handed over */
+    stat_t *scratch;   /* handed over: room for the largest matrix, or neighbours that count as one */
+    stat_t *bias[2];   /* handed over: of the encoder's and decoder's relative bias, to which all layers add */
+    stat_t *embedding; /* [n_touched, D]: see Batch */
+    stat_t *prompts;   /* [count * length, D], or NULL */
+    void (*finished)(void *context, const Tensor *tensor, const stat_t *gradient);
+    void *context;
+} Gradients;
+
+static stat_t *gradient_place(const Gradients *grads, const Model *model, const Tensor *tensor)
+{
+    if (tensor == model->shared) return grads->embedding;
+    if (grads->kept) return grads->kept + tensor->offset;
+    if (tensor == model->encoder.relative_bias) return grads->bias[0];
+    if (tensor == model->decoder.relative_bias) return grads->bias[1];
+    return grads->scratch;
+}
+
+/* The same place, cleared unless earlier micro-batches have added to it: for kernels that add. */
+static stat_t *gradient_place_to_add(const Gradients *grads, const Model *model, const Tensor *tensor, size_t rows)
+{
+    stat_t *place = gradient_place(grads, model, tensor);
+    if (!grads->accumulate) device_clear(model->dev, place, rows * tensor->columns * sizeof *place);
+    return place;
+}
+
+static void gradient_finished(const Gradients *grads, const Model *model, const Tensor *first, size_t n_tensors)
+{
+    const stat_t *place = gradient_place(grads, model, first);
+    for (size_t i = 0; grads->finished && i < n_tensors; i++)
+        grads->finished(grads->context, &first[i], place + (first[i].offset - first->offset));
+}
+
+/* The gradient of a matrix, or of neighbours that count as one: dw = dyᵀ · x. The input's gradient must have been taken
+ * before, for the weights may change here. */
+static void linear_gradient(const Pass *pass, const Gradients *grads, const Tensor *first, size_t n_tensors,
+                            const act_t *dy, const act_t *x, size_t rows)
+{
+    size_t out = 0;
+    if (!grads->weights) return;
+    for (size_t i = 0; i < n_tensors; i++) out += first[i].rows;
+    linear_backward_weight(pass->model->dev, gradient_place(grads, pass->model, first), dy, x, rows, first->columns,
+                           out, grads->accumulate);
+    gradient_finished(grads, pass->model, first, n_tensors);
+}
+
+/* Backward of norm_and_project: from dy to the residual stream, dx += d(norm)(dy · w). */
+static void norm_and_project_backward(Pass *pass, const Gradients *grads, act_t *dx, const act_t *dy, const act_t *x,
+                                      stat_t *rstd, const Tensor *norm, const Tensor *w, size_t n_tensors, size_t rows)
+{
+    const Model *model = pass->model;
+    const T5Config *c = &model->config;
+    stat_t *dscale = NULL;
+    size_t out = 0;
+    for (size_t i = 0; i < n_tensors; i++) out += w[i].rows;
+    linear_backward_input(model->dev, pass->dnormed, dy, w->data, rows, c->d_model, out, false);
+    if (grads->weights) {
+        rmsnorm_forward(model->dev, pass->normed, rstd, x, norm->data, rows, c->d_model,
+                        c->layer_norm_epsilon); /* again */
+        linear_gradient(pass, grads, w, n_tensors, dy, pass->normed, rows);
+        dscale = gradient_place_to_add(grads, model, norm, 1);
+    }
+    rmsnorm_backward(model->dev, dx, dscale, pass->dnormed, x, rstd, norm->data, rows, c->d_model);
+    if (grads->weights) gradient_finished(grads, model, norm, 1);
+}
+
+/* Backward of project_and_add: leaves dy, the gradient of the projection's input y; the residual's own gradient is dx
+ * as it stands. */
+static void project_and_add_backward(Pass *pass, const Gradients *grads, act_t *dy, const act_t *dx, const act_t *y,
+                                     const Tensor *w, const Sequences *seqs, Dropout dropout)
+{
+    residual_backward(pass->model->dev, pass->dbranch, dx, seqs, w->rows, &dropout);
+    linear_backward_input(pass->model->dev, dy, pass->dbranch, w->data, seqs->rows, w->columns, w->rows, false);
+    linear_gradient(pass, grads, w, 1, pass->dbranch, y, seqs->rows);
+}
+
+static void mlp_backward(Pass *pass, const Gradients *grads, const Stack *stack, size_t l)
+{
+    const Layer *w = &stack->layers[l];
+    const T5Config *c = &pass->model->config;
+    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
+    const LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
+    Dropout dropout = dropout_at(pass, stack, l, DROP_HIDDEN);
+    if (grads->weights) /* again */
+        mlp_activation_forward(pass->model->dev, c->mlp, pass->hidden, a->mlp_a, seqs, c->d_ff, &dropout);
+    project_and_add_backward(pass, grads, pass->dhidden, pass->dx, pass->hidden, w->wo, seqs,
+                             dropout_at(pass, stack, l, DROP_MLP));
+    mlp_activation_backward(pass->model->dev, c->mlp, pass->dmlp, pass->dhidden, a->mlp_a, seqs, c->d_ff, &dropout);
+    norm_and_project_backward(pass, grads, pass->dx, pass->dmlp, a->mlp_x, a->mlp_rstd, w->mlp_norm, w->wi_0,
+                              w->wi_1 ? 2 : 1, seqs->rows);
+}
+
+/* Adds to dencoder. stop_here: nothing below this sub-layer's query side is trained, so only the keys' and values'
+ * gradient is wanted. */
+static void cross_attention_backward(Pass *pass, const Gradients *grads, const Stack *stack, size_t l, bool stop_here)
+{
+    const Layer *w = &stack->layers[l];
+    const Model *model = pass->model;
+    const Batch *batch = pass->batch;
+    const LayerActivations *a = &pass->decoder.layers[l];
+    const size_t I = w->cross_q->rows;
+    Attention attention = cross_attention(pass, stack, l, a);
+    project_and_add_backward(pass, grads, pass->dattended, pass->dx, a->cross_attended, w->cross_o, &batch->target,
+                             dropout_at(pass, stack, l, DROP_CROSS_ATTENDED));
+    attention_backward(model->dev, pass->dqkv, pass->dcross_kv, pass->dcross_kv + I, NULL, pass->dattended,
+                       a->cross_attended, a->cross_logsumexp, &attention);
+    linear_backward_input(model->dev, pass->dencoder, pass->dcross_kv, w->cross_k->data, batch->source.rows,
+                          w->cross_k->columns, 2 * I, true);
+    linear_gradient(pass, grads, w->cross_k, 2, pass->dcross_kv, pass->encoder.out, batch->source.rows);
+    if (stop_here) return;
+    norm_and_project_backward(pass, grads, pass->dx, pass->dqkv, a->cross_x, a->cross_rstd, w->cross_norm, w->cross_q,
+                              1, batch->target.rows);
+}
+
+static void self_attention_backward(Pass *pass, const Gradients *grads, const Stack *stack, size_t l)
+{
+    const Layer *w = &stack->layers[l];
+    const Model *model = pass->model;
+    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
+    const LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
+    const size_t I = w->self_q->rows;
+    stat_t *dbias = grads->weights ? gradient_place(grads, model, stack->relative_bias) : NULL;
+    Attention attention = self_attention(pass, stack, l, a);
+    project_and_add_backward(pass, grads, pass->dattended, pass->dx, a->attended, w->self_o, seqs,
+                             dropout_at(pass, stack, l, DROP_ATTENDED));
+    attention_backward(model->dev, pass->dqkv, pass->dqkv + I, pass->dqkv + 2 * I, dbias, pass->dattended, a->attended,
+                       a->logsumexp, &attention);
+    norm_and_project_backward(pass, grads, pass->dx, pass->dqkv, a->x, a->rstd, w->self_norm, w->self_q, 3, seqs->rows);
+}
+
+/* From dout, the gradient of the stack's output (changed here), to the gradients of its weights and, for the
+ * encoder, of the prompts. Prompt tuning stops in the decoder where nothing trainable is below. */
+static void stack_backward(Pass *pass, const Gradients *grads, const Stack *stack, act_t *dout)
+{
+    const Model *model = pass->model;
+    const T5Config *c = &model->config;
+    const Batch *batch = pass->batch;
+    const Sequences *seqs = stack->is_decoder ? &batch->target : &batch->source;
+    StackActivations *acts = stack->is_decoder ? &pass->decoder : &pass->encoder;
+    Dropout dropout_in = dropout_at(pass, stack, 0, DROP_EMBEDDING),
+            dropout_out = dropout_at(pass, stack, 0, DROP_FINAL);
+    stat_t *dscale = grads->weights ? gradient_place_to_add(grads, model, stack->final_norm, 1) : NULL;
+
+    dropout_forward(model->dev, dout, seqs, c->d_model, &dropout_out);
+    device_clear(model->dev, pass->dx, seqs->rows * c->d_model * sizeof *pass->dx);
+    rmsnorm_backward(model->dev, pass->dx, dscale, dout, acts->x, acts->rstd, stack->final_norm->data, seqs->rows,
+                     c->d_model);
+    if (grads->weights) {
+        gradient_finished(grads, model, stack->final_norm, 1);
+        gradient_place_to_add(grads, model, stack->relative_bias, stack->relative_bias->rows);
+    }
+    for (size_t l = stack->n_layers; l-- > 0;) {
+        bool stop_here = stack->is_decoder && !grads->weights && l == 0;
+        mlp_backward(pass, grads, stack, l);
+        if (stack->is_decoder) cross_attention_backward(pass, grads, stack, l, stop_here);
+        if (stop_here) return;
+        self_attention_backward(pass, grads, stack, l);
+    }
+    if (grads->weights) gradient_finished(grads, model, stack->relative_bias, 1);
+
+    dropout_forward(model->dev, pass->dx, seqs, c->d_model, &dropout_in);
+    if (grads->weights)
+        embedding_backward(
+            model->dev, grads->embedding, pass->dx, stack->is_decoder ? batch->target_first : batch->source_first,
+            stack->is_decoder ? batch->target_rows_of : batch->source_rows_of, batch->n_touched, c->d_model);
+    if (grads->prompts && !stack->is_decoder)
+        embedding_backward(model->dev, grads->prompts, pass->dx, batch->prompt_first, batch->prompt_rows_of,
+                           pass->prompts->count * pass->prompts->length, c->d_model);
+}
+
+/* The head, the softmax and the loss, a chunk of rows at a time, so that the logits of a batch never exist at once.
+ * With gradients, each chunk's go on at once: d(input) into ddecoder [Nt,D], d(head) summed over the chunks. Leaves
+ * the loss of every target token in pass->loss. */
+static void head_forward_backward(Pass *pass, const LossSettings *settings, const Gradients *grads, act_t *ddecoder)
+{
+    const Model *model = pass->model;
+    const size_t D = model->config.d_model, V = model->config.vocab_size, rows = pass->batch->target.rows;
+    const weight_t *w = model->head->data;
+    for (size_t first = 0; first < rows; first += pass->logits_rows) {
+        size_t n = min_size(pass->logits_rows, rows - first);
+        const act_t *x = pass->decoder.out + first * D;
+        linear_forward(model->dev, pass->logits, x, w, n, D, V);
+        softmax_cross_entropy(model->dev, pass->loss + first, pass->logits, pass->batch->targets + first, n, V,
+                              settings, grads != NULL);
+        if (!grads) continue;
+        linear_backward_input(model->dev, ddecoder + first * D, pass->logits, w, n, D, V, false);
+        if (grads->weights)
+            linear_backward_weight(model->dev, gradient_place(grads, model, model->head), pass->logits, x, n, D, V,
+                                   grads->accumulate || first > 0);
+    }
+}
+
+/* The loss of a prepared pass, summed over its target tokens; with `grads` also all gradients. T5X: losses.py. */
+static double t5_loss(Pass *pass, const LossSettings *settings, const Gradients *grads)
+{
+    const Model *model = pass->model;
+    const T5Config *c = &model->config;
+    const Batch *batch = pass->batch;
+    float *losses = host_alloc(batch->target.rows, sizeof *losses);
+    double loss = 0;
+
+    t5_forward(pass);
+    if (grads && grads->weights && !c->tied_head) gradient_place_to_add(grads, model, model->shared, batch->n_touched);
+    if (grads && grads->prompts && !grads->accumulate)
+        device_clear(model->dev, grads->prompts,
+                     pass->prompts->count * pass->prompts->length * c->d_model * sizeof(stat_t));
+    head_forward_backward(pass, settings, grads, pass->branch);
+    if (grads) {
+        if (grads->weights && !c->tied_head) gradient_finished(grads, model, model->head, 1);
+        if (c->tied_head) scale_forward(model->dev, pass->branch, head_scale(c), batch->target.rows * c->d_model);
+        device_clear(model->dev, pass->dencoder, batch->source.rows * c->d_model * sizeof *pass->dencoder);
+        stack_backward(pass, grads, &model->decoder, pass->branch);
+        stack_backward(pass, grads, &model->encoder, pass->dencoder);
+        if (grads->weights) gradient_finished(grads, model, model->shared, 1);
+    }
+    stats_download(model->dev, losses, pass->loss, batch->target.rows);
+    for (size_t i = 0; i < batch->target.rows; i++) loss += losses[i];
+    free(losses);
+    return loss;
+}
+
+/* ================================================================================================================
+ * [4] Soft prompts
+ *
+ * A soft prompt is P rows in front of the encoder's embedded input; it takes part in dropout and in the relative
+ * positions like any token, and the decoder attends to it. How it enters the network was seen in chapter 3: a negative
+ * id -1-p looks up prompt row p, and the gradients of these rows are summed over the batch. Here: how a prompt begins,
+ * and how it comes from and goes to a file. (prompt_tuning/prompts.py; FACTS 4.) */
+
+enum { PROMPT_POPULATION = 5000 }; /* "sampled" draws among the first, most frequent, ids */
+
+static int prompts_allocate(Prompts *prompts, const Model *model, size_t count, size_t length, Error *error)
+{
+    prompts->count = count;
+    prompts->length = length;
+    prompts->rows = device_alloc(max_size(1, count * length * model->config.d_model) * sizeof *prompts->rows);
+    if (!prompts->rows)
+        return error_set(error, EXIT_FAILED, "memory: no room for %zu prompts of %zu rows", count, length);
+    return 0;
+}
+
+static void prompts_free(Prompts *prompts)
+{
+    device_free(prompts->rows);
+    memset(prompts, 0, sizeof *prompts);
+}
+
+static weight_t *prompt_rows(const Prompts *prompts, const Model *model, size_t which)
+{
+    return prompts->rows + which * prompts->length * model->config.d_model;
+}
+
+/* Embedding rows drawn from the first ids, each at most once unless the prompt is longer than the population. */
+static void prompt_init_sampled(const Model *model, float *rows, size_t first, size_t length, uint64_t seed)
+{
+    size_t D = model->config.d_model, population = min_size(PROMPT_POPULATION, model->config.vocab_size);
+    size_t *ids = host_alloc(population, sizeof *ids);
+    for (size_t i = 0; i < population; i++) ids[i] = i;
+    for (size_t p = first; p < length; p++) {
+        size_t at = (p - first) % population; /* a shuffle, drawn as far as it is needed; begun again when used up */
+        size_t other = at + (size_t)(random_uniform(seed, p) * (double)(population - at));
+        size_t id = ids[other];
+        ids[other] = ids[at];
+        ids[at] = id;
+        weights_download(model->dev, rows + p * D, model->shared->data + id * D, D);
+    }
+    free(ids);
+}
+
+/* `text:…`: the embeddings of a text's tokens; the rows that it does not reach are sampled. */
+static int prompt_init_text(const Model *model, const Tokenizer *tokenizer, const char *text, float *rows,
+                            size_t length, uint64_t seed, Error *error)
+{
+    size_t D = model->config.d_model, count;
+    int32_t *ids;
+    if (tokenizer_encode(tokenizer, text, strlen(text), &ids, &count, error)) return -1;
+    count = min_size(count, length);
+    for (size_t p = 0; p < count; p++)
+        weights_download(model->dev, rows + p * D, model->shared->data + (size_t)ids[p] * D, D);
+    free(ids);
+    prompt_init_sampled(model, rows, count, length, seed);
+    return 0;
+}
+
+static int prompt_load(const Model *model, const Prompts *prompts, size_t which, const char *path, Error *error)
+{
+    float *rows;
+    size_t length, width;
+    if (prompt_file_read(path, &rows, &length, &width, error)) return -1;
+    if (width != model->config.d_model || length != prompts->length) {
+        free(rows);
+        return error_set(error, EXIT_USAGE, "%s: shape of the prompt (expected [%zu, %zu], found [%zu, %zu])", path,
+                         prompts->length, model->config.d_model, length, width);
+    }
+    weights_upload(model->dev, prompt_rows(prompts, model, which), rows, length * width);
+    free(rows);
+    return 0;
+}
+
+/* One prompt from a file, as generate and eval take it. */
+static int prompts_open(Prompts *prompts, const Model *model, const char *path, Error *error)
+{
+    float *rows;
+    size_t length, width;
+    int status;
+    if (prompt_file_read(path, &rows, &length, &width, error)) return -1;
+    if (width != model->config.d_model)
+        status = error_set(error, EXIT_USAGE, "%s: width of the prompt (expected d_model %zu, found %zu)", path,
+                           model->config.d_model, width);
+    else
+        status = prompts_allocate(prompts, model, 1, length, error);
+    if (!status) weights_upload(model->dev, prompts->rows, rows, length * width);
+    free(rows);
+    return status;
+}
+
+/* init: "sampled", "uniform", "text:…" or "file:…". */
+static int prompt_init(const Model *model, const Tokenizer *tokenizer, const Prompts *prompts, size_t which,
+                       const char *init, uint64_t seed, Error *error)
+{
+    size_t n = prompts->length * model->config.d_model;
+    float *rows;
+    int status = 0;
+    seed = random_fold(seed, which);
+    if (strncmp(init, "file:", 5) == 0) return prompt_load(model, prompts, which, init + 5, error);
+    rows = host_alloc(n, sizeof *rows);
+    if (strcmp(init, "sampled") == 0)
+        prompt_init_sampled(model, rows, 0, prompts->length, seed);
+    else if (strcmp(init, "uniform") == 0) /* flax's uniform(scale=0.5): [0, 0.5), not around 0 */
+        for (size_t i = 0; i < n; i++) rows[i] = (float)(0.5 * random_uniform(seed, i));
+    else if (strncmp(init, "text:", 5) == 0)
+        status = prompt_init_text(model, tokenizer, init + 5, rows, prompts->length, seed, error);
+    else
+        status =
+            error_set(error, EXIT_USAGE, "--prompt-init: expected sampled, uniform, text:… or file:…, found %s", init);
+    if (!status) weights_upload(model->dev, prompt_rows(prompts, model, which), rows, n);
+    free(rows);
+    return status;
+}
+
+/* Writes prompt `which` as a PEFT adapter. */
+static int prompt_write(const Model *model, const Prompts *prompts, size_t which, const char *base_model,
+                        const char *init, const char *directory, Error *error)
+{
+    const T5Config *c = &model->config;
+    bool from_text = strncmp(init, "text:", 5) == 0;
+    PromptInfo info = {.base_model = base_model,
+                       .num_layers = c->num_layers,
+                       .num_attention_heads = c->num_heads,
+                       .token_dim = c->d_model,
+                       .init = from_text                      ? "TEXT"
+                               : strcmp(init, "sampled") == 0 ? "SAMPLE_VOCAB"
+                                                              : "RANDOM",
+                       .init_text = from_text ? init + 5 : NULL};
+    float *rows = host_alloc(prompts->length * c->d_model, sizeof *rows);
+    int status;
+    weights_download(model->dev, rows, prompt_rows(prompts, model, which), prompts->length * c->d_model);
+    status = prompt_file_write(directory, rows, prompts->length, &info, error);
+    free(rows);
+    return status;
+}
+
+/* ================================================================================================================
+ * [5] Adafactor
+ *
+ * T5X's Adafactor (t5x/adafactor.py; Shazeer & Stern 2018), which is not Hugging Face's. For a tensor p with
+ * gradient g:
+ *
+ *   alpha = (step + 1)^-0.8, beta = 1 - alpha                    the moments' memory grows with the steps
+ *   v     = beta v + alpha (g^2 + 1e-30)                         or, factored, only its row and column means R and C
+ *   y     = g / sqrt(v)                                          factored: v = R C / mean(R)
+ *   y     = y / max(1, rms(y) / clip)                            the update as a whole has at most rms 1
+ *   p     = (1 - weight_decay) p - lr max(1e-3, rms(p)) y        without the max(…) when scale_by_parameter is off
+ *
+ * A matrix whose smaller side is at least 128 is factored, everything else is not. Clipping is per tensor and there is
+ * no global norm: the update of a tensor needs no other tensor's gradient, which is why it can be made in the middle of
+ * the backward pass, exactly. The embedding's gradient is zero but for the rows in the batch, and the same update is
+ * computed from these rows (adafactor_update_rows); weight decay would touch every row, and takes the long way.
+ *
+ * The arithmetic on tensors is chapter 2's adafactor_update. Here: the moments, the schedules, and who is updated. */
+
+enum { FACTORED_FROM = 128 }; /* min_dim_size_to_factor */
+
+typedef struct {
+    const Model *model;
+    bool trains_model, trains_prompts;
+    SecondMoment *moments; /* [n_tensors + n_prompts]: the prompts' come last; all NULL for what is not trained */
+    stat_t *memory;        /* all moments */
+    size_t size;           /* of memory, in elements: what a saved state holds */
+    stat_t *row_squares;   /* [V] or NULL: for the embedding's update by rows */
+    AdafactorSettings model_settings, prompt_settings;
+    AdafactorStep model_step, prompt_step; /* of the running step */
+    const Batch *batch;                    /* of the running step: which embedding rows have a gradient */
+} Adafactor;
+
+/* Learning-rate schedules (t5x/utils.py create_learning_rate_scheduler); step counts from first_step. */
+static double learning_rate_at(const AdafactorSettings *s, int64_t step)
+{
+    double t = (double)(s->first_step + step), warmup = (double)(s->warmup > 0 ? s->warmup : 1),
+           rate = s->learning_rate;
+    switch (s->schedule) {
+    case SCHEDULE_CONSTANT:
+        break;
+    case SCHEDULE_WARMUP:
+        rate *= fmin(1, t / warmup);
+        break;
+    case SCHEDULE_RSQRT:
+        rate /= sqrt(fmax(t, warmup));
+        break;
+    case SCHEDULE_LINEAR:
+        rate *= 1 - (double)step / (double)(s->total_steps > 0 ? s->total_steps : 1);
+        break;
+    }
+    return fmax(rate, 1e-8);
+}
+
+static AdafactorStep adafactor_step(const AdafactorSettings *s, int64_t step)
+{
+    return (AdafactorStep){.learning_rate = learning_rate_at(s, step),
+                           .alpha = pow((double)(s->first_step + step) + 1, -s->decay_rate),
+                           .clip = s->clip,
+                           .weight_decay = s->weight_decay,
+                           .epsilon1 = 1e-30,
+                           .epsilon2 = 1e-3,
+                           .scale_by_parameter = s->scale_by_parameter};
+}
+
+static bool is_factored(size_t rows, size_t columns, bool is_vector)
+{
+    return !is_vector && rows >= FACTORED_FROM && columns >= FACTORED_FROM;
+}
+
+/* Lays out the moments of one tensor at memory + *size (or only counts, when memory is NULL). */
+static SecondMoment moment_layout(stat_t *memory, size_t *size, size_t rows, size_t columns, bool is_vector)
+{
+    SecondMoment moment = {0};
+    stat_t *at = memory ? memory + *size : NULL;
+    if (is_factored(rows, columns, is_vector)) {
+        *size += rows + columns;
+        if (at) moment.row = at, moment.column = at + rows;
+    } else {
+        *size += rows * columns;
+        moment.whole = at;
+    }
+    return moment;
+}
+
+static void moments_layout(Adafactor *a, const Prompts *prompts)
+{
+    const Model *model = a->model;
+    a->size = 0;
+    for (size_t i = 0; a->trains_model && i < model->n_tensors; i++) {
+        const Tensor *t = &model->tensors[i];
+        a->moments[i] = moment_layout(a->memory, &a->size, t->rows, t->columns, t->is_vector);
+    }
+    for (size_t i = 0; a->trains_prompts && i < prompts->count; i++)
+        a->moments[model->n_tensors + i] =
+            moment_layout(a->memory, &a->size, prompts->length, model->config.d_model, false);
+}
+
+/* Can the embedding's gradient be held and used by rows? */
+static bool embedding_by_rows(const Model *model, const AdafactorSettings *settings)
+{
+    return !model->config.tied_head && settings->weight_decay == 0 &&
+           is_factored(model->shared->rows, model->shared->columns, false);
+}
+
+static void adafactor_free(Adafactor *a)
+{
+    free(a->moments);
+    device_free(a->memory);
+    device_free(a->row_squares);
+    memset(a, 0, sizeof *a);
+}
+
+/* Fresh moments, all zero. Settings NULL: the model, or the prompts, are not trained. */
+static int adafactor_create(Adafactor *a, const Model *model, const Prompts *prompts,
+                            const AdafactorSettings *model_settings, const AdafactorSettings *prompt_settings,
+                            Error *error)
+{
+    bool by_rows = model_settings && embedding_by_rows(model, model_settings);
+    *a = (Adafactor){.model = model, .trains_model = model_settings != NULL, .trains_prompts = prompt_settings != NULL};
+    a->moments = host_alloc(model->n_tensors + (prompts ? prompts->count : 0), sizeof *a->moments);
+    moments_layout(a, prompts);
+    a->memory = device_alloc(max_size(1, a->size) * sizeof *a->memory);
+    if (a->memory && by_rows) a->row_squares = device_alloc(model->shared->rows * sizeof *a->row_squares);
+    if (!a->memory || (by_rows && !a->row_squares)) {
+        error_set(error, EXIT_FAILED, "memory: no room for Adafactor's moments (%.1f MB)",
+                  (double)(a->size * sizeof *a->memory) / 1e6);
+        adafactor_free(a);
+        return -1;
+    }
+    device_clear(model->dev, a->memory, a->size * sizeof *a->memory);
+    moments_layout(a, prompts);
+    if (a->row_squares)
+        rows_sum_of_squares(model->dev, a->row_squares, model->shared->data, model->shared->rows,
+                            model->shared->columns);
+    if (model_settings) a->model_settings = *model_settings;
+    if (prompt_settings) a->prompt_settings = *prompt_settings;
+    return 0;
+}
+
+/* What is the same for all tensors of step `step` of this stage. batch: any micro-batch of it, for the touched rows. */
+static void adafactor_begin_step(Adafactor *a, int64_t step, const Batch *batch)
+{
+    a->model_step = adafactor_step(&a->model_settings, step);
+    a->prompt_step = adafactor_step(&a->prompt_settings, step);
+    a->batch = batch;
+}
+
+/* Updates one tensor of the model. It is a Gradients' `finished`: the fused update. */
+static void adafactor_update_tensor(void *context, const Tensor *tensor, const stat_t *gradient)
+{
+    const Adafactor *a = context;
+    const Model *model = a->model;
+    const SecondMoment *moment = &a->moments[tensor - model->tensors];
+    if (tensor == model->shared && a->batch->touched)
+        adafactor_update_rows(model->dev, tensor->data, gradient, a->batch->touched, a->batch->n_touched, moment,
+                              a->row_squares, tensor->rows, tensor->columns, &a->model_step);
+    else
+        adafactor_update(model->dev, tensor->data, gradient, moment, tensor->rows, tensor->columns, &a->model_step);
+}
+
+/* Updates everything from kept gradients (fused ones have been used by now) and from the prompts' gradients. */
+static void adafactor_update_kept(Adafactor *a, const Gradients *grads, const Prompts *prompts)
+{
+    const Model *model = a->model;
+    size_t n = prompts ? prompts->length * model->config.d_model : 0;
+    for (size_t i = 0; a->trains_model && !grads->finished && i < model->n_tensors; i++)
+        adafactor_update_tensor(a, &model->tensors[i], gradient_place(grads, model, &model->tensors[i]));
+    for (size_t p = 0; a->trains_prompts && p < prompts->count; p++)
+        adafactor_update(model->dev, prompt_rows(prompts, model, p), grads->prompts + p * n,
+                         &a->moments[model->n_tensors + p], prompts->length, model->config.d_model, &a->prompt_step);
+}
+
+/* --- memory for the gradients */
+
+/* The largest gradient that the fused backward pass holds at a time: a matrix, or neighbours that count as one. */
+static size_t largest_gradient(const T5Config *c)
+{
+    size_t D = c->d_model, I = c->num_heads * c->d_kv, F = c->d_ff, largest = max_size(3 * I * D, 2 * F * D);
+    return c->tied_head ? largest : max_size(largest, c->vocab_size * D);
+}
+
+typedef struct {
+    bool model, prompts, keep; /* what is trained; keep: several micro-batches make a batch */
+    size_t n_touched;          /* most rows that the embedding's gradient can have */
+} GradientPlan;
+
+/* Lays out the gradients of a plan in an arena (or counts, without one). */
+static void gradients_layout(Arena *arena, Gradients *grads, const T5Config *c, size_t n_weights,
+                             const GradientPlan *plan, size_t n_prompt_rows)
+{
+    memset(grads, 0, sizeof *grads);
+    grads->weights = plan->model;
+    if (plan->model) {
+        if (plan->keep) {
+            grads->kept = arena_take(arena, n_weights - c->vocab_size * c->d_model, sizeof(stat_t));
+        } else {
+            grads->scratch = arena_take(arena, largest_gradient(c), sizeof(stat_t));
+            grads->bias[0] = arena_take(arena, c->buckets * c->num_heads, sizeof(stat_t));
+            grads->bias[1] = arena_take(arena, c->buckets * c->num_heads, sizeof(stat_t));
+        }
+        grads->embedding = arena_take(arena, plan->n_touched * c->d_model, sizeof(stat_t));
+    }
+    if (plan->prompts) grads->prompts = arena_take(arena, n_prompt_rows * c->d_model, sizeof(stat_t));
+}
+
+static int gradients_create(Gradients *grads, char **memory, const Model *model, const GradientPlan *plan,
+                            size_t n_prompt_rows, Error *error)
+{
+    Arena arena = {0};
+    gradients_layout(&arena, grads, &model->config, model->n_weights, plan, n_prompt_rows);
+    *memory = device_alloc(max_size(1, arena.used));
+    if (!*memory)
+        return error_set(error, EXIT_FAILED, "memory: no room for the gradients (%.1f GB)", (double)arena.used / 1e9);
+    arena = (Arena){.base = *memory};
+    gradients_layout(&arena, grads, &model->config, model->n_weights, plan, n_prompt_rows);
+    return 0;
+}
+
+/* ================================================================================================================
+ * [6] Decoding
+ *
+ * The encoder runs once; its keys and values are projected once for each decoder layer. Then one token a step: each
+ * live row (a beam of an input) looks at a cache of what earlier steps computed. The cache holds q|k|v of every step
+ * and row where the projection wrote it, and is never moved: when beams are reordered, or finished inputs are dropped,
+ * only the table of ancestors changes, which says for each row where in the cache its past is.
+ *
+ * Three ways to choose: the arg-max (greedy) or a sample; beam search with T5X's rule (t5x/decoding.py); beam search
+ * with Hugging Face's (generation/utils.py, _beam_search). Results do not depend on how inputs are batched. */
+
+typedef struct {
+    const Model *model;
+    Pass *pass; /* the encoder's pass: its output and lengths */
+    Batch *batch;
+    size_t capacity, max_steps; /* rows, steps */
+    act_t **cache, **cross_kv;  /* for each decoder layer: [max_steps, capacity, 3I], [Ns, 2I] */
+    act_t *x, *y, *normed, *branch, *q, *attended, *mlp_a, *hidden, *logits;
+    size_t logits_rows;
+    stat_t *rstd, *logsumexp, *logp;
+    int32_t *words, *ids, *ancestors, *rows_of_inputs; /* device */
+    int32_t *bucket;
+    int32_t *host_ancestors, *next_ancestors; /* [capacity, max_steps] */
+    int32_t *source_start, *source_length;    /* host: of every input */
+    char *memory;
+    size_t bytes;
+} Decoder;
+
+/* What decoding one input costs, for choosing how many are decoded at a time. */
+static size_t decoder_bytes_per_input(const T5Config *c, size_t beams, size_t max_steps, size_t longest)
+{
+    size_t I = c->num_heads * c->d_kv;
+    size_t encoder = longest * (12 * c->d_model + 5 * I + 4 * c->d_ff); /* one layer's buffers, and scratch */
+    return sizeof(act_t) * (c->num_decoder_layers * (beams * max_steps * 3 * I + longest * 2 * I) + encoder);
+}
+
+static void decoder_layout(Decoder *d, Arena *arena, size_t candidates)
+{
+    const T5Config *c = &d->model->config;
+    size_t R = d->capacity, D = c->d_model, I = c->num_heads * c->d_kv, F = c->d_ff, inputs = d->batch->count;
+    for (size_t l = 0; l < c->num_decoder_layers; l++) {
+        d->cache[l] = arena_take(arena, d->max_steps * R * 3 * I, sizeof(act_t));
+        d->cross_kv[l] = arena_take(arena, d->batch->source.rows * 2 * I, sizeof(act_t));
+    }
+    d->x = arena_take(arena, R * D, sizeof(act_t));
+    d->y = arena_take(arena, R * D, sizeof(act_t));
+    d->normed = arena_take(arena, R * D, sizeof(act_t));
+    d->branch = arena_take(arena, R * D, sizeof(act_t));
+    d->q = arena_take(arena, R * I, sizeof(act_t));
+    d->attended = arena_take(arena, R * I, sizeof(act_t));
+    d->mlp_a = arena_take(arena, R * 2 * F, sizeof(act_t));
+    d->hidden = arena_take(arena, R * F, sizeof(act_t));
+    d->logits_rows = min_size(R, max_size(1, LOGITS_BYTES / (c->vocab_size * sizeof(act_t))));
+    d->logits = arena_take(arena, d->logits_rows * c->vocab_size, sizeof(act_t));
+    d->rstd = arena_take(arena, R, sizeof(stat_t));
+    d->logsumexp = arena_take(arena, R * c->num_heads, sizeof(stat_t));
+    d->logp = arena_take(arena, R * candidates, sizeof(stat_t));
+    d->words = arena_take(arena, R * candidates, sizeof(int32_t));
+    d->ids = arena_take(arena, R, sizeof(int32_t));
+    d->ancestors = arena_take(arena, R * d->max_steps, sizeof(int32_t));
+    d->rows_of_inputs = arena_take(arena, 4 * inputs, sizeof(int32_t));
+    d->bucket = arena_take(arena, 2 * d->max_steps - 1, sizeof(int32_t));
+}
+
+static void decoder_free(Decoder *d)
+{
+    free(d->cache);
+    free(d->cross_kv);
+    free(d->host_ancestors);
+    free(d->next_ancestors);
+    free(d->source_start);
+    free(d->source_length);
+    device_free(d->memory);
+}
+
+/* Encodes the batch and projects what the decoder layers will attend to. */
+static void decoder_encode(Decoder *d)
+{
+    const Model *model = d->model;
+    const T5Config *c = &model->config;
+    size_t rows = d->batch->source.rows;
+    stack_forward(d->pass, &model->encoder);
+    for (size_t l = 0; l < c->num_decoder_layers; l++) {
+        const Tensor *k = model->decoder.layers[l].cross_k;
+        linear_forward(model->dev, d->cross_kv[l], d->pass->encoder.out, k->data, rows, k->columns, 2 * k->rows);
+    }
+}
+
+static int decoder_create(Decoder *d, const Model *model, Pass *pass, Batch *batch, size_t beams, size_t max_steps,
+                          size_t candidates, Error *error)
+{
+    Arena arena = {0};
+    size_t layers = model->config.num_decoder_layers, n_buckets = 2 * max_steps - 1;
+    int32_t *buckets;
+    *d = (Decoder){
+        .model = model, .pass = pass, .batch = batch, .capacity = batch->count * beams, .max_steps = max_steps};
+    d->cache = host_alloc(layers, sizeof *d->cache);
+    d->cross_kv = host_alloc(layers, sizeof *d->cross_kv);
+    d->host_ancestors = host_alloc(d->capacity * max_steps, sizeof *d->host_ancestors);
+    d->next_ancestors = host_alloc(d->capacity * max_steps, sizeof *d->next_ancestors);
+    d->source_start = host_alloc(batch->count, sizeof *d->source_start);
+    d->source_length = host_alloc(batch->count, sizeof *d->source_length);
+    device_download(model->dev, d->source_start, batch->source.start, batch->count * sizeof *d->source_start);
+    device_download(model->dev, d->source_length, batch->source.length, batch->count * sizeof *d->source_length);
+    decoder_layout(d, &arena, candidates);
+    d->memory = device_alloc(arena.used);
+    if (!d->memory) {
+        error_set(error, EXIT_FAILED, "memory: no room to decode %zu inputs (%.1f GB)", batch->count,
+                  (double)arena.used / 1e9);
+        decoder_free(d);
+        return -1;
+    }
+    arena = (Arena){.base = d->memory};
+    decoder_layout(d, &arena, candidates);
+    buckets = host_alloc(n_buckets, sizeof *buckets);
+    buckets_fill(buckets, &model->config, false, max_steps);
+    device_upload(model->dev, d->bucket, buckets, n_buckets * sizeof *buckets);
+    free(buckets);
+    decoder_encode(d);
+    return 0;
+}
+
+/* One layer, for the newest token of each row: x becomes its output. */
+static void decoder_layer_step(Decoder *d, size_t l, size_t step, size_t rows, const Sequences *queries,
+                               const Sequences *keys)
+{
+    const Model *model = d->model;
+    const T5Config *c = &model->config;
+    const Layer *w = &model->decoder.layers[l];
+    size_t D = c->d_model, I = c->num_heads * c->d_kv;
+    act_t *qkv = d->cache[l] + step * d->capacity * 3 * I;
+    const Dropout none = {0};
+    Attention cross = {.q = d->q,
+                       .k = d->cross_kv[l],
+                       .v = d->cross_kv[l] + I,
+                       .q_stride = I,
+                       .kv_stride = 2 * I,
+                       .queries = *queries,
+                       .keys = *keys,
+                       .heads = c->num_heads,
+                       .d_kv = c->d_kv};
+
+    rmsnorm_forward(model->dev, d->normed, d->rstd, d->x, w->self_norm->data, rows, D, c->layer_norm_epsilon);
+    linear_forward(model->dev, qkv, d->normed, w->self_q->data, rows, D, 3 * I);
+    attention_cached_forward(model->dev, d->attended, d->cache[l], d->ancestors, rows, step + 1, d->max_steps,
+                             d->capacity, c->num_heads, c->d_kv, model->decoder.relative_bias->data,
+                             d->bucket + d->max_steps - 1, c->buckets);
+    linear_forward(model->dev, d->branch, d->attended, w->self_o->data, rows, I, D);
+    residual_forward(model->dev, d->x, d->x, d->branch, queries, D, &none);
+
+    rmsnorm_forward(model->dev, d->normed, d->rstd, d->x, w->cross_norm->data, rows, D, c->layer_norm_epsilon);
+    linear_forward(model->dev, d->q, d->normed, w->cross_q->data, rows, D, I);
+    attention_forward(model->dev, d->attended, d->logsumexp, &cross);
+    linear_forward(model->dev, d->branch, d->attended, w->cross_o->data, rows, I, D);
+    residual_forward(model->dev, d->x, d->x, d->branch, queries, D, &none);
+
+    rmsnorm_forward(model->dev, d->normed, d->rstd, d->x, w->mlp_norm->data, rows, D, c->layer_norm_epsilon);
+    linear_forward(model->dev, d->mlp_a, d->normed, w->wi_0->data, rows, D, w->wi_1 ? 2 * c->d_ff : c->d_ff);
+    mlp_activation_forward(model->dev, c->mlp, d->hidden, d->mlp_a, queries, c->d_ff, &none);
+    linear_forward(model->dev, d->branch, d->hidden, w->wo->data, rows, c->d_ff, D);
+    residual_forward(model->dev, d->x, d->x, d->branch, queries, D, &none);
+}
+
+/* One step: `rows_each` rows for each of the live inputs live[n_live], whose newest tokens are ids. Gives the k most
+ * probable next words of each row, with log-probabilities; and all logits, when `logits` [rows, V] is wanted. */
+static void decoder_step(Decoder *d, size_t step, const size_t *live, size_t n_live, size_t rows_each,
+                         const int32_t *ids, size_t k, float *logp, int32_t *words, float *logits)
+{
+    const Model *model = d->model;
+    const T5Config *c = &model->config;
+    size_t rows = n_live * rows_each, D = c->d_model, V = c->vocab_size, inputs = d->batch->count;
+    int32_t *places = host_alloc(4 * inputs, sizeof *places);
+    Sequences queries = {.start = d->rows_of_inputs,
+                         .length = d->rows_of_inputs + inputs,
+                         .count = n_live,
+                         .rows = rows,
+                         .longest = rows_each};
+    Sequences keys = d->batch->source;
+
+    for (size_t i = 0; i < n_live; i++) {
+        places[i] = (int32_t)(i * rows_each);
+        places[inputs + i] = (int32_t)rows_each;
+        places[2 * inputs + i] = d->source_start[live[i]];
+        places[3 * inputs + i] = d->source_length[live[i]];
+    }
+    keys.start = d->rows_of_inputs + 2 * inputs;
+    keys.length = d->rows_of_inputs + 3 * inputs;
+    keys.count = n_live;
+    for (size_t r = 0; r < rows; r++) d->host_ancestors[r * d->max_steps + step] = (int32_t)r;
+    device_upload(model->dev, d->rows_of_inputs, places, 4 * inputs * sizeof *places);
+    device_upload(model->dev, d->ancestors, d->host_ancestors, rows * d->max_steps * sizeof *d->host_ancestors);
+    device_upload(model->dev, d->ids, ids, rows * sizeof *ids);
+    free(places);
+
+    embedding_forward(model->dev, d->x, model->shared->data, NULL, d->ids, rows, D);
+    for (size_t l = 0; l < c->num_decoder_layers; l++) decoder_layer_step(d, l, step, rows, &queries, &keys);
+    rmsnorm_forward(model->dev, d->y, d->rstd, d->x, model->decoder.final_norm->data, rows, D, c->layer_norm_epsilon);
+    if (c->tied_head) scale_forward(model->dev, d->y, head_scale(c), rows * D);
+    for (size_t first = 0; first < rows; first += d->logits_rows) {
+        size_t n = min_size(d->logits_rows, rows - first);
+        linear_forward(model->dev, d->logits, d->y + first * D, model->head->data, n, D, V);
+        top_log_probabilities(model->dev, d->logp + first * k, d->words + first * k, d->logits, n, V, k);
+        if (logits) activations_download(model->dev, logits + first * V, d->logits, n * V);
+    }
+    stats_download(model->dev, logp, d->logp, rows * k);
+    device_download(model->dev, words, d->words, rows * k * sizeof *words);
+}
+
+/* Row r of the next step continues row parents[r] of this one. */
+static void decoder_follow(Decoder *d, size_t step, const size_t *parents, size_t rows)
+{
+    int32_t *swap = d->host_ancestors;
+    for (size_t r = 0; r < rows; r++)
+        memcpy(d->next_ancestors + r * d->max_steps, d->host_ancestors + parents[r] * d->max_steps,
+               (step + 1) * sizeof *swap);
+    d->host_ancestors = d->next_ancestors;
+    d->next_ancestors = swap;
+}
+
+/* --- scores: T5X divides by ((5 + n) / 6)^alpha (Wu et al. 2016), Hugging Face by n^length_penalty */
+
+static double length_divisor(const DecodeSettings *s, size_t n)
+{
+    return s->rule == LENGTH_T5X ? pow((5 + (double)n) / 6, s->alpha) : pow((double)n, s->length_penalty);
+}
+
+static Hypothesis hypothesis_new(const int32_t *ids, size_t length, double score)
+{
+    Hypothesis h = {.ids = host_alloc(length, sizeof *ids), .length = length, .score = score};
+    if (length) memcpy(h.ids, ids, length * sizeof *ids);
+    return h;
+}
+
+void hypotheses_free(Hypothesis *hypotheses, size_t count)
+{
+    for (size_t i = 0; i < count; i++) free(hypotheses[i].ids);
+    free(hypotheses);
+}
+
+/* --- one row for each input: the arg-max, or a sample */
+
+typedef struct {
+    double probability;
+    int32_t word;
+} WordChance;
+
+static int compare_chances(const void *a, const void *b)
+{
+    const WordChance *x = a, *y = b;
+    if (x->probability != y->probability) return x->probability < y->probability ? 1 : -1;
+    return (x->word > y->word) - (x->word < y->word);
+}
+
+/* Draws a word from softmax(logits / temperature), cut to the top_k most probable words and then to the fewest of them
+ * that hold top_p of the probability. u in [0, 1). */
+static int32_t sample_word(const float *logits, size_t V, const DecodeSettings *s, double u)
+{
+    WordChance *chances = host_alloc(V, sizeof *chances);
+    double largest = -INFINITY, sum = 0, kept = 0;
+    size_t n = s->top_k ? min_size(s->top_k, V) : V, last;
+    int32_t word;
+    for (size_t v = 0; v < V; v++) largest = fmax(largest, logits[v]);
+    for (size_t v = 0; v < V; v++) chances[v] = (WordChance){exp((logits[v] - largest) / s->temperature), (int32_t)v};
+    qsort(chances, V, sizeof *chances, compare_chances);
+    for (size_t i = 0; i < n; i++) sum += chances[i].probability;
+    for (last = 0; last + 1 < n && kept + chances[last].probability < s->top_p * sum; last++)
+        kept += chances[last].probability;
+    kept += chances[last].probability;
+    u *= kept;
+    n = last + 1;
+    for (last = 0; last + 1 < n && u >= chances[last].probability; last++) u -= chances[last].probability;
+    word = chances[last].word;
+    free(chances);
+    return word;
+}
+
+static double log_probability(const float *logits, size_t V, int32_t word)
+{
+    double largest = -INFINITY, sum = 0;
+    for (size_t v = 0; v < V; v++) largest = fmax(largest, logits[v]);
+    for (size_t v = 0; v < V; v++) sum += exp(logits[v] - largest);
+    return logits[word] - largest - log(sum);
+}
+
+static void decode_one_row_each(Decoder *d, const TokenExample *inputs, const DecodeSettings *s, Hypothesis *out)
+{
+    enum { COLDEST = 10000 }; /* a temperature below 1/COLDEST is the arg-max, as in T5X */
+    const T5Config *c = &d->model->config;
+    size_t count = d->batch->count, n_live = count, V = c->vocab_size;
+    bool sample = s->sample && s->temperature * COLDEST >= 1;
+    size_t *live = host_alloc(count, sizeof *live), *parents = host_alloc(count, sizeof *parents);
+    int32_t *newest = host_alloc(count, sizeof *newest), *words = host_alloc(count, sizeof *words);
+    int32_t *tokens = host_alloc(count * s->max_length, sizeof *tokens);
+    float *logp = host_alloc(count, sizeof *logp), *logits = sample ? host_alloc(count * V, sizeof *logits) : NULL;
+    double *sums = host_alloc(count, sizeof *sums);
+
+    for (size_t i = 0; i < count; i++) live[i] = i, newest[i] = c->decoder_start;
+    for (size_t step = 0; n_live; step++) {
+        size_t n_next = 0;
+        decoder_step(d, step, live, n_live, 1, newest, 1, logp, words, logits);
+        for (size_t r = 0; r < n_live; r++) {
+            size_t i = live[r];
+            int32_t word = words[r];
+            double word_logp = logp[r];
+            bool last = step + 1 == s->max_length;
+            if (sample) {
+                word = sample_word(logits + r * V, V, s, random_uniform(random_fold(s->seed, inputs[i].number), step));
+                word_logp = log_probability(logits + r * V, V, word);
+            }
+            sums[i] += word_logp;
+            tokens[i * s->max_length + step] = word;
+            if (word == c->eos || last) { /* T5X leaves the score of an unfinished row as it is */
+                double divisor = word == c->eos || s->rule == LENGTH_HF ? length_divisor(s, step + 1) : 1;
+                out[i] =
+                    hypothesis_new(tokens + i * s->max_length, word == c->eos ? step : step + 1, sums[i] / divisor);
+            } else {
+                live[n_next] = i;
+                parents[n_next] = r;
+                newest[n_next++] = word;
+            }
+        }
+        n_live = n_next;
+        decoder_follow(d, step, parents, n_live);
+    }
+    free(live);
+    free(parents);
+    free(newest);
+    free(words);
+    free(tokens);
+    free(logp);
+    free(logits);
+    free(sums);
+}
+
+/* --- beam search */
+
+typedef struct {
+    double logp;
+    size_t parent; /* beam */
+    int32_t word;
+} Candidate;
+
+typedef struct {
+    double score;
+    bool finished;
+    Hypothesis hypothesis;
+} Slot;
+
+/* The search of one input: K live beams, best first, and K slots for finished ones, best first. */
+typedef struct {
+    size_t input;
+    double *logp;    /* [K] */
+    int32_t *tokens; /* [K, max_length] */
+    Slot *slots;     /* [K] */
+} Search;
+
+static const double T5X_NEVER = -1e7, HF_NEVER = -1e9; /* scores of beams and slots that are not there yet */
+
+static void search_init(Search *search, size_t input, const DecodeSettings *s)
+{
+    double never = s->rule == LENGTH_T5X ? T5X_NEVER : HF_NEVER;
+    search->input = input;
+    search->logp = host_alloc(s->beams, sizeof *search->logp);
+    search->tokens = host_alloc(s->beams * s->max_length, sizeof *search->tokens);
+    search->slots = host_alloc(s->beams, sizeof *search->slots);
+    for (size_t k = 0; k < s->beams; k++) {
+        search->logp[k] = k ? never : 0; /* all beams begin alike: only the first one counts */
+        search->slots[k].score = never;
+    }
+}
+
+static void search_free(Search *search, size_t beams)
+{
+    for (size_t k = 0; k < beams; k++) free(search->slots[k].hypothesis.ids);
+    free(search->logp);
+    free(search->tokens);
+    free(search->slots);
+}
+
+/* The best `n` of the K rows' best words: by log-probability, then by row and word, as a flat top-k would order
+ * them. */
+static size_t merge_candidates(Candidate *best, size_t n, const Search *search, size_t beams, const float *logp,
+                               const int32_t *words, size_t per_row)
+{
+    size_t *at = host_alloc(beams, sizeof *at), count = 0;
+    for (; count < n; count++) {
+        size_t row = beams;
+        double largest = -INFINITY;
+        for (size_t k = 0; k < beams; k++) /* each row's words are sorted: take the best head */
+            if (at[k] < per_row && (row == beams || search->logp[k] + logp[k * per_row + at[k]] > largest)) {
+                row = k;
+                largest = search->logp[k] + logp[k * per_row + at[k]];
+            }
+        if (row == beams) break;
+        best[count] = (Candidate){largest, row, words[row * per_row + at[row]++]};
+    }
+    free(at);
+    return count;
+}
+
+/* Puts a finished hypothesis into the slots if it beats the worst; among equals the earlier one stays ahead. */
+static void search_finish(Search *search, const DecodeSettings *s, const Candidate *candidate, size_t step, bool is_eos)
+{
+    double score = candidate->logp / length_divisor(s, step + 1);
+    size_t K = s->beams, at = K, length = is_eos ? step : step + 1;
+    while (at > 0 && score > search->slots[at - 1].score) at--;
+    if (at == K) return;
+    free(search->slots[K - 1].hypothesis.ids);
+    memmove(&search->slots[at + 1], &search->slots[at], (K - 1 - at) * sizeof *search->slots);
+    search->slots[at] =
+        (Slot){score, true, hypothesis_new(search->tokens + candidate->parent * s->max_length, length, score)};
+    if (!is_eos) search->slots[at].hypothesis.ids[step] = candidate->word;
+}
+
+/* Can nothing that is still live get into the slots? */
+static bool search_is_done(const Search *search, const DecodeSettings *s, size_t step)
+{
+    size_t generated = step + 1;
+    double worst = search->slots[s->beams - 1].score;
+    if (generated == s->max_length) return true;
+    for (size_t k = 0; k < s->beams; k++)
+        if (!search->slots[k].finished) return false;
+    if (s->rule ==
+        LENGTH_T5X) /* T5X's buffer has one place more, for the start token, and its bound uses that length */
+        return worst > search->logp[0] / length_divisor(s, s->max_length + 1);
+    return s->early_stopping || !(search->logp[0] / length_divisor(s, generated) > worst);
+}
+
+/* One step of one input: the finished among the candidates go to the slots, the best K others live on. Writes their
+ * parents (beams) and words. */
+static bool search_advance(Search *search, const DecodeSettings *s, const T5Config *c, size_t step,
+                           const Candidate *candidates, size_t count, size_t *parents, int32_t *newest)
+{
+    size_t K = s->beams, alive = 0;
+    bool last = step + 1 == s->max_length;
+    int32_t *tokens = host_alloc(K * s->max_length, sizeof *tokens);
+    for (size_t i = 0; i < count; i++) {
+        const Candidate *candidate = &candidates[i];
+        bool is_eos = candidate->word == c->eos;
+        if (s->rule == LENGTH_T5X ? is_eos : i < K && (is_eos || last))
+            search_finish(search, s, candidate, step, is_eos);
+    }
+    for (size_t i = 0; i < count && alive < K; i++) {
+        const Candidate *candidate = &candidates[i];
+        if (candidate->word == c->eos) continue;
+        memcpy(tokens + alive * s->max_length, search->tokens + candidate->parent * s->max_length,
+               step * sizeof *tokens);
+        tokens[alive * s->max_length + step] = candidate->word;
+        parents[alive] = candidate->parent;
+        newest[alive++] = candidate->word;
+    }
+    for (size_t i = 0, k = 0; i < count && k < alive; i++)
+        if (candidates[i].word != c->eos) search->logp[k++] = candidates[i].logp;
+    for (size_t k = alive; k < K; k++) { /* a vocabulary of fewer words than beams: a copy that can never win */
+        search->logp[k] = s->rule == LENGTH_T5X ? T5X_NEVER : HF_NEVER;
+        parents[k] = 0;
+        newest[k] = c->pad;
+    }
+    free(search->tokens);
+    search->tokens = tokens;
+    return search_is_done(search, s, step);
+}
+
+/* The n best: finished ones; T5X, when there is none at all, gives the live beams with their plain
+ * log-probabilities. */
+static void search_result(Search *search, const DecodeSettings *s, size_t step, Hypothesis *out)
+{
+    bool from_live = s->rule == LENGTH_T5X && !search->slots[0].finished;
+    for (size_t k = 0; k < s->n_best; k++) {
+        Slot *slot = &search->slots[k];
+        if (from_live) {
+            out[k] = hypothesis_new(search->tokens + k * s->max_length, step + 1, search->logp[k]);
+        } else if (slot->finished) {
+            out[k] = slot->hypothesis;
+            slot->hypothesis.ids = NULL;
+        } else {
+            out[k] = hypothesis_new(NULL, 0, slot->score);
+        }
+    }
+}
+
+static void decode_beams(Decoder *d, const DecodeSettings *s, Hypothesis *out)
+{
+    const T5Config *c = &d->model->config;
+    size_t count = d->batch->count, K = s->beams, n_live = count, per_row = min_size(2 * K, c->vocab_size),
+           rows = count * K;
+    Search *searches = host_alloc(count, sizeof *searches);
+    size_t *live = host_alloc(count, sizeof *live), *parents = host_alloc(rows, sizeof *parents);
+    int32_t *newest = host_alloc(rows, sizeof *newest), *words = host_alloc(rows * per_row, sizeof *words);
+    float *logp = host_alloc(rows * per_row, sizeof *logp);
+    Candidate *candidates = host_alloc(2 * K, sizeof *candidates);
+
+    for (size_t i = 0; i < count; i++) search_init(&searches[i], i, s), live[i] = i;
+    for (size_t r = 0; r < rows; r++) newest[r] = c->decoder_start;
+    for (size_t step = 0; n_live; step++) {
+        size_t n_next = 0;
+        decoder_step(d, step, live, n_live, K, newest, per_row, logp, words, NULL);
+        for (size_t i = 0; i < n_live; i++) {
+            Search *search = &searches[live[i]];
+            size_t n = merge_candidates(candidates, 2 * K, search, K, logp + i * K * per_row, words + i * K * per_row,
+                                        per_row);
+            if (search_advance(search, s, c, step, candidates, n, parents + n_next * K, newest + n_next * K)) {
+                search_result(search, s, step, out + search->input * s->n_best);
+            } else {
+                for (size_t k = 0; k < K; k++) parents[n_next * K + k] += i * K; /* from beams to rows of this step */
+                live[n_next++] = live[i];
+            }
+        }
+        n_live = n_next;
+        decoder_follow(d, step, parents, n_live * K);
+    }
+    for (size_t i = 0; i < count; i++) search_free(&searches[i], K);
+    free(searches);
+    free(live);
+    free(parents);
+    free(newest);
+    free(words);
+    free(logp);
+    free(candidates);
+}
+
+/* Decodes one batch. */
+static int decode_batch(const Model *model, const Prompts *prompts, const TokenExample *inputs, size_t count,
+                        const DecodeSettings *settings, Hypothesis *out, Error *error)
+{
+    TokenExample *examples = host_alloc(count, sizeof *examples);
+    size_t candidates = settings->beams > 1 ? min_size(2 * settings->beams, model->config.vocab_size) : 1;
+    const int32_t no_rows[1] = {0}; /* no gradient, so no row of the embedding has one */
+    Batch batch = {0};
+    Pass pass = {0};
+    Decoder decoder;
+    int status;
+    for (size_t i = 0; i < count; i++) { /* the encoder's pass asks for a target; it is never looked at */
+        examples[i] = inputs[i];
+        examples[i].target = &model->config.eos;
+        examples[i].target_length = 1;
+    }
+    status = batch_build(&batch, model, examples, count, prompts ? prompts->length : 0, prompts ? prompts->count : 0, 0,
+                         no_rows, 0, error);
+    if (!status) status = pass_prepare(&pass, model, prompts, &batch, PASS_FORWARD, error);
+    if (!status)
+        status =
+            decoder_create(&decoder, model, &pass, &batch, settings->beams, settings->max_length, candidates, error);
+    if (!status) {
+        if (settings->beams == 1 || settings->sample)
+            decode_one_row_each(&decoder, inputs, settings, out);
+        else
+            decode_beams(&decoder, settings, out);
+        decoder_free(&decoder);
+    }
+    pass_free(&pass);
+    batch_free(&batch);
+    free(examples);
+    return status;
+}
+
+enum { DECODE_BYTES = 512 << 20, DECODE_INPUTS = 64 }; /* memory and inputs of a decoding batch */
+
+typedef struct {
+    size_t length, at;
+} LengthAt;
+
+static int compare_lengths(const void *a, const void *b)
+{
+    const LengthAt *x = a, *y = b;
+    if (x->length != y->length) return x->length < y->length ? 1 : -1;
+    return (x->at > y->at) - (x->at < y->at);
+}
+
+int decode(const Model *model, const Prompts *prompts, const TokenExample *inputs, size_t count,
+           const DecodeSettings *settings, Hypothesis *out, void (*progress)(void *context, size_t done, size_t count),
+           void *context, Error *error)
+{
+    LengthAt *order = host_alloc(count, sizeof *order);
+    TokenExample batch[DECODE_INPUTS];
+    Hypothesis *results = host_alloc(DECODE_INPUTS * settings->n_best, sizeof *results);
+    int status = 0;
+    for (size_t i = 0; i < count; i++) order[i] = (LengthAt){inputs[i].input_length, i};
+    qsort(order, count, sizeof *order, compare_lengths);
+    for (size_t first = 0, n; !status && first < count; first += n) {
+        size_t longest = order[first].length + (prompts ? prompts->length : 0);
+        n = DECODE_BYTES / decoder_bytes_per_input(&model->config, settings->beams, settings->max_length, longest);
+        n = min_size(min_size(max_size(n, 1), DECODE_INPUTS), count - first);
+        for (size_t i = 0; i < n; i++) batch[i] = inputs[order[first + i].at];
+        status = decode_batch(model, prompts, batch, n, settings, results, error);
+        for (size_t i = 0; !status && i < n; i++)
+            memcpy(out + order[first + i].at * settings->n_best, results + i * settings->n_best,
+                   settings->n_best * sizeof *out);
+        if (!status && progress) progress(context, first + n, count);
+    }
+    free(results);
+    free(order);
+    return status;
+}
+
+/* ================================================================================================================
+ * [7] Training
+ *
+ * Fine-tuning, prompt tuning and ProMoT are one loop over stages. A stage says what is trained (the model, the prompts,
+ * or both) and whether the prompts are attached; ProMoT is two of them. All randomness is a pure function of (seed,
+ * stage, step): which examples a batch holds, and every dropout mask. So a run that was killed continues from its last
+ * saved state and ends in the same bytes. */
+
+/* --- tasks in ids */
+
+typedef struct {
+    const Task *task;
+    Examples examples;
+    TokenExample *ids; /* [examples.count] */
+    size_t n_cut;      /* inputs or targets that were longer than allowed */
+    size_t longest_target;
+} TaskSplit;
+
+typedef struct {
+    const char *name; /* as in --task NAME=PATH */
+    const Task *task;
+    TaskSplit train, dev;
+} TaskData;
+
+/* Text to ids with EOS at the end; at most `limit` ids (0: any number), EOS counted, which is never cut off. */
+static int encode_with_eos(const Tokenizer *tokenizer, int32_t eos, const char *text, size_t limit, int32_t **out,
+                           size_t *length, bool *cut, Error *error)
+{
+    int32_t *ids;
+    size_t count;
+    if (tokenizer_encode(tokenizer, text, strlen(text), &ids, &count, error)) return -1;
+    *cut = limit && count + 1 > limit;
+    if (*cut) count = limit - 1;
+    ids = host_grow(ids, count + 1, sizeof *ids);
+    ids[count] = eos;
+    *out = ids;
+    *length = count + 1;
+    return 0;
+}
+
+static void split_free(TaskSplit *split)
+{
+    for (size_t i = 0; split->ids && i < split->examples.count; i++) {
+        free((int32_t *)split->ids[i].input);
+        free((int32_t *)split->ids[i].target);
+    }
+    free(split->ids);
+    examples_free(&split->examples);
+    memset(split, 0, sizeof *split);
+}
+
+/* Turns a split into ids. Each input gets `shots` worked examples in front, drawn from `shown` by (seed, its number),
+ * never itself; `ending` (or "") goes behind it. */
+typedef struct {
+    const Tokenizer *tokenizer;
+    int32_t eos;
+    size_t max_input, max_target;
+    size_t shots;
+    const Examples *shown;
+    const char *separator, *ending;
+    uint64_t seed;
+    int prompt; /* number of the prompt in front; -1: none */
+} EncodeSettings;
+
+static char *input_with_shots(const EncodeSettings *s, const Examples *examples, size_t i)
+{
+    const Example **shots = host_alloc(s->shots, sizeof *shots);
+    size_t drawn = 0;
+    char *text, *ended;
+    for (uint64_t attempt = 0; drawn < s->shots; attempt++) {
+        size_t at = (size_t)(random_uniform(random_fold(s->seed, i), attempt) * (double)s->shown->count);
+        bool again = s->shown == examples && at == i;
+        for (size_t k = 0; k < drawn; k++) again |= shots[k] == &s->shown->items[at];
+        if (!again) shots[drawn++] = &s->shown->items[at];
+    }
+    text = few_shot_input(shots, s->shots, &examples->items[i], s->separator);
+    free(shots);
+    ended = text_format("%s%s", text, s->ending);
+    free(text);
+    return ended;
+}
+
+static int split_encode(TaskSplit *split, const EncodeSettings *s, Error *error)
+{
+    size_t available = s->shots ? s->shown->count - (s->shown == &split->examples) : 0;
+    if (s->shots && (s->shown->count == 0 || available < s->shots))
+        return error_set(error, EXIT_USAGE, "%s: --shots %zu (expected at least as many examples to show, found %zu)",
+                         task_name(split->task), s->shots, s->shown->count);
+    split->ids = host_alloc(split->examples.count, sizeof *split->ids);
+    for (size_t i = 0; i < split->examples.count; i++) {
+        char *text = input_with_shots(s, &split->examples, i);
+        TokenExample *e = &split->ids[i];
+        bool cut_input, cut_target;
+        int32_t *input = NULL, *target = NULL;
+        int status =
+            encode_with_eos(s->tokenizer, s->eos, text, s->max_input, &input, &e->input_length, &cut_input, error);
+        e->input = input;
+        if (!status)
+            status = encode_with_eos(s->tokenizer, s->eos, split->examples.items[i].targets[0], s->max_target, &target,
+                                     &e->target_length, &cut_target, error);
+        free(text);
+        if (status) return -1;
+        e->target = target;
+        e->prompt = s->prompt;
+        split->n_cut += cut_input || cut_target;
+        split->longest_target = max_size(split->longest_target, e->target_length);
+    }
+    return 0;
+}
+
+/* --- span corruption (T5's pretraining: t5/data/preprocessors.py; FACTS 9.1) */
+
+/* A document in ids. An answer is a span that the text marked (between tabs). */
+typedef struct {
+    int32_t *ids;
+    size_t length, n_answers;
+    size_t (*answers)[2]; /* [n_answers] first, end */
+} Document;
+
+typedef struct {
+    Document *documents;
+    size_t count;
+    const Tokenizer *tokenizer;
+    int32_t eos;
+    double noise_density, mean_span, answer_share;
+} Corpus;
+
+/* The next of a sequence of uniform numbers that belongs to one example. */
+typedef struct {
+    uint64_t key, drawn;
+} Dice;
+
+static double dice_roll(Dice *dice)
+{
+    return random_uniform(dice->key, dice->drawn++);
+}
+
+/* Splits n items into `parts` runs of at least one, each split equally likely; writes the runs' lengths. */
+static void random_segmentation(size_t *lengths, size_t n, size_t parts, Dice *dice)
+{
+    size_t cuts = parts - 1, run = 0, part = 0;
+    for (size_t i = 0; i < n; i++) { /* choose the cuts among the n-1 gaps, one gap after the other */
+        size_t gaps_left = n - 1 - i;
+        run++;
+        if (gaps_left && dice_roll(dice) * (double)gaps_left < (double)cuts) {
+            lengths[part++] = run;
+            run = 0;
+            cuts--;
+        }
+    }
+    lengths[part] = run;
+}
+
+/* Marks about noise_density of the tokens in spans of about mean_span. Starts with text, ends with noise. */
+static size_t random_spans(size_t (*spans)[2], size_t length, const Corpus *corpus, Dice *dice)
+{
+    size_t noise = (size_t)nearbyint((double)length * corpus->noise_density), n, at = 0;
+    size_t *noise_lengths, *text_lengths;
+    noise = min_size(max_size(noise, 1), length - 1);
+    n = max_size(1, (size_t)nearbyint((double)noise / corpus->mean_span));
+    n = min_size(n, min_size(noise, length - noise));
+    noise_lengths = host_alloc(n, sizeof *noise_lengths);
+    text_lengths = host_alloc(n, sizeof *text_lengths);
+    random_segmentation(noise_lengths, noise, n, dice);
+    random_segmentation(text_lengths, length - noise, n, dice);
+    for (size_t i = 0; i < n; i++) {
+        spans[i][0] = at + text_lengths[i];
+        at = spans[i][1] = spans[i][0] + noise_lengths[i];
+    }
+    free(noise_lengths);
+    free(text_lengths);
+    return n;
+}
+
+/* Hides answers: the last one, and, in half of the cases, each earlier one with probability 0.6. */
+static size_t answer_spans(size_t (*spans)[2], const Document *document, Dice *dice)
+{
+    size_t n = 0;
+    bool several = dice_roll(dice) < 0.5;
+    for (size_t i = 0; i < document->n_answers; i++)
+        if (i + 1 == document->n_answers || (several && dice_roll(dice) < 0.6)) {
+            spans[n][0] = document->answers[i][0];
+            spans[n++][1] = document->answers[i][1];
+        }
+    return n;
+}
+
+enum { SENTINELS = 100 };
+
+/* One training example: hidden spans become <extra_id_0>, <extra_id_1>, … in the input, and follow their sentinel in
+ * the target. The ids are the caller's to free. */
+static TokenExample corrupt(const Corpus *corpus, const Document *document, uint64_t key)
+{
+    Dice dice = {.key = key};
+    size_t(*spans)[2] = host_alloc(document->length + 1, sizeof *spans), n, in = 0, out = 0, at = 0;
+    int32_t *input = host_alloc(2 * document->length + 2, sizeof *input),
+            *target = host_alloc(2 * document->length + 2, sizeof *target);
+    if (document->n_answers && dice_roll(&dice) < corpus->answer_share)
+        n = answer_spans(spans, document, &dice);
+    else
+        n = random_spans(spans, document->length, corpus, &dice);
+    n = min_size(n, SENTINELS);
+    for (size_t i = 0; i < n; i++) {
+        int32_t sentinel = tokenizer_sentinel(corpus->tokenizer, (int)i);
+        while (at < spans[i][0]) input[in++] = document->ids[at++];
+        input[in++] = sentinel;
+        target[out++] = sentinel;
+        while (at < spans[i][1]) target[out++] = document->ids[at++];
+    }
+    while (at < document->length) input[in++] = document->ids[at++];
+    input[in++] = corpus->eos;
+    target[out++] = corpus->eos;
+    free(spans);
+    return (TokenExample){.input = input, .input_length = in, .target = target, .target_length = out, .prompt = -1};
+}
+
+static void document_append(Document *document, const int32_t *ids, size_t count, bool is_answer)
+{
+    document->ids = host_grow(document->ids, document->length + count, sizeof *ids);
+    if (count) memcpy(document->ids + document->length, ids, count * sizeof *ids);
+    if (is_answer && count) {
+        document->answers = host_grow(document->answers, document->n_answers + 1, sizeof *document->answers);
+        document->answers[document->n_answers][0] = document->length;
+        document->answers[document->n_answers++][1] = document->length + count;
+    }
+    document->length += count;
+}
+
+static void corpus_free(Corpus *corpus)
+{
+    for (size_t i = 0; i < corpus->count; i++) {
+        free(corpus->documents[i].ids);
+        free(corpus->documents[i].answers);
+    }
+    free(corpus->documents);
+    memset(corpus, 0, sizeof *corpus);
+}
+
+/* Adds a document, cut into pieces of at most `longest` ids; what is left below two ids cannot be corrupted and
+ * goes. */
+static void corpus_add(Corpus *corpus, Document *document, size_t longest)
+{
+    if (document->length > longest) { /* pieces of plain text: a cut would separate answers from their questions */
+        for (size_t at = 0; at + 2 <= document->length; at += longest) {
+            Document piece = {0};
+            document_append(&piece, document->ids + at, min_size(longest, document->length - at), false);
+            corpus_add(corpus, &piece, longest);
+        }
+    }
+    if (document->length < 2 || document->length > longest) {
+        free(document->ids);
+        free(document->answers);
+        return;
+    }
+    corpus->documents = host_grow(corpus->documents, corpus->count + 1, sizeof *corpus->documents);
+    corpus->documents[corpus->count++] = *document;
+}
+
+/* One document a line. In a line with tabs every second field is an answer: "question TAB answer TAB question …". */
+static int corpus_read(Corpus *corpus, const char *path, size_t longest, Error *error)
+{
+    Lines lines;
+    int status = 0;
+    if (lines_read(&lines, path, error)) return -1;
+    for (size_t i = 0; !status && i < lines.count; i++) {
+        Document document = {0};
+        char *field = lines.text[i];
+        for (bool is_answer = false; field && !status; is_answer = !is_answer) {
+            char *tab = strchr(field, '\t');
+            size_t length = tab ? (size_t)(tab - field) : strlen(field), count;
+            int32_t *ids;
+            status = tokenizer_encode(corpus->tokenizer, field, length, &ids, &count, error);
+            if (!status) {
+                document_append(&document, ids, count, is_answer);
+                free(ids);
+            }
+            field = tab ? tab + 1 : NULL;
+        }
+        corpus_add(corpus, &document, longest);
+    }
+    lines_free(&lines);
+    if (!status && corpus->count == 0)
+        return error_set(error, EXIT_USAGE,
+                         "%s: no text to train on (expected a document of two tokens or more on a line)", path);
+    return status;
+}
+
+/* --- what a batch is made of */
+
+/* Where training examples come from: a fixed list, or a corpus that is corrupted anew in every epoch. */
+typedef struct {
+    size_t count;
+    const TokenExample *examples; /* or NULL */
+    const Corpus *corpus;
+    uint64_t key;
+    size_t epoch;  /* whose order is below */
+    size_t *order; /* [count] */
+} Source;
+
+/* Shuffles the numbers below count (Fisher and Yates), the same way for the same key. */
+static void shuffle(size_t *order, size_t count, uint64_t key)
+{
+    for (size_t i = 0; i < count; i++) order[i] = i;
+    for (size_t i = count; i > 1; i--) {
+        size_t j = (size_t)(random_uniform(key, i) * (double)i), swap = order[i - 1];
+        order[i - 1] = order[j];
+        order[j] = swap;
+    }
+}
+
+/* Example number `position` of an endless stream of epochs, each in an order of its own. */
+static TokenExample source_get(Source *source, size_t position)
+{
+    size_t epoch = position / source->count, at = position % source->count;
+    if (!source->order || epoch != source->epoch) {
+        if (!source->order) source->order = host_alloc(source->count, sizeof *source->order);
+        shuffle(source->order, source->count, random_fold(source->key, epoch));
+        source->epoch = epoch;
+    }
+    at = source->order[at];
+    if (source->examples) return source->examples[at];
+    return corrupt(source->corpus, &source->corpus->documents[at],
+                   random_fold(random_fold(source->key, ~(uint64_t)epoch), at));
+}
+
+static void source_release(const Source *source, TokenExample *examples, size_t count)
+{
+    for (size_t i = 0; !source->examples && i < count; i++) {
+        free((int32_t *)examples[i].input);
+        free((int32_t *)examples[i].target);
+    }
+}
+
+/* --- a stage */
+
+typedef struct {
+    const char *name; /* "prompt", "model", "joint", "pretrain" */
+    bool trains_model, trains_prompts, uses_prompts;
+    int64_t steps, checkpoint_every;
+    AdafactorSettings model, prompt;
+    float dropout;
+    LossSettings loss;
+} Stage;
+
+/* The memory that training one stage works in. */
+typedef struct {
+    Adafactor adafactor;
+    Gradients grads;
+    char *gradient_memory;
+    Batch batch;
+    Pass pass;
+} Trainer;
+
+typedef struct {
+    double loss;    /* T5X: summed over target tokens (and divided by the normalising factor) */
+    size_t targets; /* target tokens */
+    size_t tokens;  /* source and target tokens, prompts not counted */
+} StepResult;
+
+static void trainer_free(Trainer *t)
+{
+    adafactor_free(&t->adafactor);
+    device_free(t->gradient_memory);
+    batch_free(&t->batch);
+    pass_free(&t->pass);
+}
+
+/* most_rows: no batch touches more embedding rows. keep: micro-batches smaller than the batch. */
+static int trainer_create(Trainer *t, const Model *model, const Prompts *prompts, const Stage *stage, size_t most_rows,
+                          bool keep, Error *error)
+{
+    bool by_rows = embedding_by_rows(model, &stage->model);
+    GradientPlan plan = {.model = stage->trains_model,
+                         .prompts = stage->trains_prompts,
+                         .keep = keep,
+                         .n_touched =
+                             by_rows ? min_size(most_rows, model->config.vocab_size) : model->config.vocab_size};
+    memset(t, 0, sizeof *t);
+    if (adafactor_create(&t->adafactor, model, prompts, stage->trains_model ? &stage->model : NULL,
+                         stage->trains_prompts ? &stage->prompt : NULL, error))
+        return -1;
+    if (gradients_create(&t->grads, &t->gradient_memory, model, &plan, prompts ? prompts->count * prompts->length : 0,
+                         error)) {
+        trainer_free(t);
+        return -1;
+    }
+    if (stage->trains_model && !keep) {
+        t->grads.finished = adafactor_update_tensor;
+        t->grads.context = &t->adafactor;
+    }
+    return 0;
+}
+
+/* One optimizer step on one batch, in micro-batches that end in the same update. key: of this step's dropout. */
+static int train_step(Trainer *t, const Model *model, const Prompts *prompts, const Stage *stage,
+                      const TokenExample *examples, size_t count, size_t micro, int64_t step, uint64_t key,
+                      bool dropout_shared, StepResult *result, Error *error)
+{
+    const Prompts *attached = stage->uses_prompts ? prompts : NULL;
+    const int32_t no_rows[1] = {0};
+    size_t n_touched = 0;
+    int32_t *touched = NULL;
+    int status = 0;
+    bool by_rows = t->adafactor.row_squares != NULL;
+    memset(result, 0, sizeof *result);
+    if (by_rows) touched = touched_ids(&model->config, examples, count, &n_touched);
+    t->pass.dropout = stage->dropout;
+    t->pass.dropout_shared = dropout_shared;
+    t->pass.dropout_key = key;
+    for (size_t first = 0; !status && first < count; first += micro) {
+        size_t n = min_size(micro, count - first);
+        status = batch_build(&t->batch, model, examples + first, n, attached ? attached->length : 0,
+                             attached ? attached->count : 0, first, stage->trains_model ? touched : no_rows, n_touched,
+                             error);
+        if (!status) status = pass_prepare(&t->pass, model, attached, &t->batch, PASS_TRAIN, error);
+        if (status) break;
+        if (first == 0) adafactor_begin_step(&t->adafactor, step, &t->batch);
+        t->grads.accumulate = first > 0;
+        result->loss += t5_loss(&t->pass, &stage->loss, &t->grads);
+        result->targets += t->batch.target.rows;
+        for (size_t i = 0; i < n; i++)
+            result->tokens += examples[first + i].input_length + examples[first + i].target_length;
+        if (!isfinite(result->loss))
+            status = error_set(error, EXIT_FAILED,
+                               "training: the loss of step %lld is not a number (a smaller learning rate may help; "
+                               "what was saved before stays good)",
+                               (long long)step + 1);
+    }
+    if (!status) adafactor_update_kept(&t->adafactor, &t->grads, prompts);
+    free(touched);
+    return status;
+}
+
+/* --- what it will cost, told before it begins */
+
+/* Floating-point operations of a forward pass over `examples` (a multiply-add is two). */
+static double forward_flops(const T5Config *c, const TokenExample *examples, size_t count, size_t prompt_length)
+{
+    double D = (double)c->d_model, I = (double)(c->num_heads * c->d_kv), F = (double)c->d_ff, V = (double)c->vocab_size;
+    double mlp = (c->mlp == MLP_GATED_GELU ? 3 : 2) * D * F, Le = (double)c->num_layers,
+           Ld = (double)c->num_decoder_layers, sum = 0;
+    for (size_t i = 0; i < count; i++) {
+        double S = (double)(examples[i].input_length + (examples[i].prompt >= 0 ? prompt_length : 0)),
+               T = (double)examples[i].target_length;
+        sum += Le * (2 * S * (4 * D * I + mlp) + 4 * S * S * I);
+        sum += Ld * (2 * T * (6 * D * I + mlp) + 4 * S * D * I + 4 * T * T * I + 4 * T * S * I) + 2 * T * D * V;
+    }
+    return sum;
+}
+
+/* Bytes of training a stage: weights, moments, gradients, activations. source_rows and target_rows are of a micro-batch
+ * (prompts counted), all_rows of the whole batch. */
+static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_prompt_rows, bool trains_model,
+                             bool trains_prompts, size_t source_rows, size_t target_rows, size_t all_rows, bool keep)
+{
+    GradientPlan plan = {.model = trains_model,
+                         .prompts = trains_prompts,
+                         .keep = keep,
+                         .n_touched = c->tied_head ? c->vocab_size : min_size(all_rows, c->vocab_size)};
+    Arena arena = {0};
+    Gradients grads;
+    gradients_layout(&arena, &grads, c, n_weights, &plan, n_prompt_rows);
+    return arena.used +
+           (n_weights + 2 * n_prompt_rows * c->d_model + (trains_model ? c->vocab_size : 0)) * sizeof(weight_t) +
+           pass_bytes(c, source_rows, target_rows, PASS_TRAIN);
+}
+
+static int compare_sizes_down(const void *a, const void *b)
+{
+    size_t x = *(const size_t *)a, y = *(const size_t *)b;
+    return (x < y) - (x > y);
+}
+
+/* The rows of the largest batch that could be drawn: the `batch` longest examples together. */
+static void largest_batch(const TokenExample *examples, size_t count, size_t batch, size_t prompt_length,
+                          size_t *source_rows, size_t *target_rows)
+{
+    size_t *source = host_alloc(count, sizeof *source), *target = host_alloc(count, sizeof *target);
+    for (size_t i = 0; i < count; i++) {
+        source[i] = examples[i].input_length + (examples[i].prompt >= 0 ? prompt_length : 0);
+        target[i] = examples[i].target_length;
+    }
+    qsort(source, count, sizeof *source, compare_sizes_down);
+    qsort(target, count, sizeof *target, compare_sizes_down);
+    *source_rows = *target_rows = 0;
+    for (size_t i = 0; i < batch; i++) { /* a batch larger than the data wraps around it */
+        *source_rows += source[i % count];
+        *target_rows += target[i % count];
+    }
+    free(source);
+    free(target);
+}
+
+/* --- progress, on stderr: a line that is redrawn on a terminal, plain lines now and then in a file */
+
+typedef struct {
+    bool quiet, terminal;
+    double begun, last; /* seconds_now() */
+    int64_t first;      /* steps that were done before (a resumed run) */
+} Progress;
+
+enum { PROGRESS_SECONDS = 10, BAR_WIDTH = 24 };
+
+static Progress progress_begin(bool quiet, int64_t first)
+{
+    return (Progress){.quiet = quiet, .terminal = isatty(STDERR_FILENO), .begun = seconds_now(), .first = first};
+}
+
+/* Is it time to show something? Always at the end. */
+static bool progress_due(Progress *progress, int64_t done, int64_t total)
+{
+    double now = seconds_now();
+    bool due = done == total || done == progress->first + 1 ||
+               now - progress->last > (progress->terminal ? 0.1 : PROGRESS_SECONDS);
+    if (progress->quiet || !due) return false;
+    progress->last = now;
+    return true;
+}
+
+static void progress_show(const Progress *progress, const char *label, int64_t done, int64_t total, const char *detail)
+{
+    double elapsed = seconds_now() - progress->begun, each = elapsed / (double)(done - progress->first);
+    long left = lround(each * (double)(total - done));
+    if (progress->terminal) {
+        int filled = (int)(BAR_WIDTH * done / total);
+        fprintf(stderr, "\r%s [%.*s%*s] ", label, filled, "########################", BAR_WIDTH - filled, "");
+    } else {
+        fprintf(stderr, "%s ", label);
+    }
+    fprintf(stderr, "%lld/%lld  %s", (long long)done, (long long)total, detail);
+    if (done < total) fprintf(stderr, "  %ld:%02ld:%02ld left", left / 3600, left / 60 % 60, left % 60);
+    fputs(progress->terminal && done < total ? "\033[K" : progress->terminal ? "\033[K\n" : "\n", stderr);
+}
+
+/* --- a run: stages in a directory
+ *
+ *   run.json        the effective settings            log.jsonl   a record a step, and one for each dev evaluation
+ *   checkpoints/    state (the last saved moment) and best-STAGE, while the run is not done
+ *   model/ prompt/  what the run was for              DONE        the results; written last
+ *
+ * Every file is written to a temporary name, synced and renamed (data/files.h). The log alone grows in place: what a
+ * resumed run will do again is cut off it first. */
+
+enum { MAX_STAGES = 2 };
+
+typedef struct {
+    const char *directory, *model_directory;
+    Model *model;
+    const Tokenizer *tokenizer;
+    Prompts prompts; /* count 0: none */
+    const char *prompt_init;
+    TaskData *tasks;
+    size_t n_tasks;
+    Source source;
+    Stage stages[MAX_STAGES];
+    size_t n_stages;
+    uint64_t seed;
+    size_t batch, micro;
+    bool dropout_shared, quiet;
+    int64_t save_every;
+    DecodeSettings dev_decode;
+    FILE *log;
+    /* where the run is: what a saved state restores */
+    size_t stage;
+    int64_t step; /* updates made in this stage */
+    int64_t best_step[MAX_STAGES];
+    double best_score[MAX_STAGES]; /* of the best checkpoint; NAN: not evaluated */
+} Run;
+
+/* Chapter 8. Decodes the split's inputs and scores them. */
+static int evaluate_split(const Model *model, const Prompts *prompts, const Tokenizer *tokenizer,
+                          const TaskSplit *split, const DecodeSettings *decoding, Progress *progress, char **raw,
+                          MetricResult *result, Error *error);
+
+static char *run_file(const Run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static char *run_file(const Run *run, const char *format, ...) /* a path inside the run; to be freed */
+{
+    char name[256];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(name, sizeof name, format, arguments);
+    va_end(arguments);
+    return path_join(run->directory, name);
+}
+
+/* --- saved states: one safetensors file with the cursor, the moments, the prompts and the weights */
+
+enum { CURSOR = 2 + 2 * MAX_STAGES };
+
+static void cursor_pack(const Run *run, int64_t cursor[CURSOR])
+{
+    cursor[0] = (int64_t)run->stage;
+    cursor[1] = run->step;
+    for (size_t i = 0; i < MAX_STAGES; i++) {
+        cursor[2 + 2 * i] = run->best_step[i];
+        memcpy(&cursor[3 + 2 * i], &run->best_score[i], sizeof run->best_score[i]); /* the double's bits */
+    }
+}
+
+static void cursor_unpack(Run *run, const int64_t cursor[CURSOR])
+{
+    run->stage = (size_t)cursor[0];
+    run->step = cursor[1];
+    for (size_t i = 0; i < MAX_STAGES; i++) {
+        run->best_step[i] = cursor[2 + 2 * i];
+        memcpy(&run->best_score[i], &cursor[3 + 2 * i], sizeof run->best_score[i]);
+    }
+}
+
+static int moments_append(SafetensorsWriter *writer, Device *dev, const stat_t *moments, size_t n, Error *error)
+{
+    float *slice = host_alloc(TRANSFER, sizeof *slice);
+    int status = 0;
+    for (size_t first = 0; !status && first < n; first += TRANSFER) {
+        size_t count = min_size(TRANSFER, n - first);
+        stats_download(dev, slice, moments + first, count);
+        status = safetensors_append(writer, slice, count * sizeof *slice, error);
+    }
+    free(slice);
+    return status;
+}
+
+/* Writes what is trained in the running stage; with_moments: also what only a resumed run needs. */
+static int state_write(const Run *run, const Adafactor *adafactor, const char *path, bool with_moments, Error *error)
+{
+    const Model *model = run->model;
+    bool weights = run->stages[run->stage].trains_model && run->step > 0;
+    size_t n_prompt = run->prompts.count * run->prompts.length * model->config.d_model, n = 0;
+    TensorSpec *of_model = model_specs(model, "model."), *specs = host_alloc(model->n_tensors + 3, sizeof *specs);
+    int64_t cursor[CURSOR];
+    SafetensorsWriter *writer;
+    int status;
+
+    cursor_pack(run, cursor);
+    specs[n++] = (TensorSpec){.name = "cursor", .dtype = DTYPE_I64, .n_dims = 1, .shape = {CURSOR}};
+    if (with_moments)
+        specs[n++] = (TensorSpec){.name = "moments", .dtype = DTYPE_F32, .n_dims = 1, .shape = {adafactor->size}};
+    specs[n++] = (TensorSpec){.name = "prompts", .dtype = DTYPE_F32, .n_dims = 1, .shape = {n_prompt}};
+    if (weights) memcpy(specs + n, of_model, model->n_tensors * sizeof *specs), n += model->n_tensors;
+
+    writer = safetensors_create(path, specs, n, error);
+    status = writer ? safetensors_append(writer, cursor, sizeof cursor, error) : -1;
+    if (!status && with_moments) status = moments_append(writer, model->dev, adafactor->memory, adafactor->size, error);
+    if (!status) status = weights_append(writer, model->dev, run->prompts.rows, n_prompt, error);
+    if (!status && weights) status = weights_append(writer, model->dev, model->weights, model->n_weights, error);
+    specs_free(of_model, model->n_tensors);
+    free(specs);
+    if (!writer) return -1;
+    if (status) {
+        safetensors_abandon(writer);
+        return -1;
+    }
+    return safetensors_commit(writer, error);
+}
+
+static const StoredTensor *state_find(const Checkpoint *state, const char *path, const char *name, size_t numel,
+                                      Error *error)
+{
+    const StoredTensor *stored = checkpoint_find(state, name);
+    if (stored && stored->numel == numel) return stored;
+    error_set(error, EXIT_FAILED, "%s: %s (expected %zu elements, found %zu)", path, name, numel,
+              stored ? stored->numel : 0);
+    return NULL;
+}
+
+/* Reads weights and prompts back. moments: where they go, or NULL. */
+static int state_read(Run *run, const char *path, bool with_cursor, Adafactor *adafactor, Error *error)
+{
+    const Model *model = run->model;
+    size_t n_prompt = run->prompts.count * run->prompts.length * model->config.d_model;
+    Checkpoint *state = checkpoint_open(path, error);
+    const StoredTensor *stored;
+    int64_t cursor[CURSOR];
+    float *slice;
+    int status = 0;
+    if (!state) return -1;
+    slice = host_alloc(max_size(TRANSFER, n_prompt), sizeof *slice);
+    if (with_cursor) {
+        stored = state_find(state, path, "cursor", CURSOR, error);
+        status = stored ? stored_tensor_read_int(stored, 0, CURSOR, cursor, error) : -1;
+        if (!status && (cursor[0] < 0 || (size_t)cursor[0] >= run->n_stages))
+            status = error_set(error, EXIT_FAILED, "%s: stage (expected below %zu, found %lld)", path, run->n_stages,
+                               (long long)cursor[0]);
+        if (!status) cursor_unpack(run, cursor);
+    }
+    if (!status && n_prompt) {
+        stored = state_find(state, path, "prompts", n_prompt, error);
+        status = stored ? stored_tensor_read_float(stored, 0, n_prompt, slice, error) : -1;
+        if (!status) weights_upload(model->dev, run->prompts.rows, slice, n_prompt);
+    }
+    for (size_t i = 0; !status && i < model->n_tensors; i++) {
+        char *name = text_format("model.%s", model->tensors[i].name);
+        stored = checkpoint_find(state, name);
+        if (stored) status = tensor_load(model, &model->tensors[i], stored, slice, error);
+        free(name);
+    }
+    if (!status && adafactor) {
+        stored = state_find(state, path, "moments", adafactor->size, error);
+        if (!stored) status = -1;
+        for (size_t first = 0; !status && first < adafactor->size; first += TRANSFER) {
+            size_t count = min_size(TRANSFER, adafactor->size - first);
+            status = stored_tensor_read_float(stored, first, count, slice, error);
+            if (!status) stats_upload(model->dev, adafactor->memory + first, slice, count);
+        }
+    }
+    free(slice);
+    checkpoint_close(state);
+    return status;
+}
+
+static int run_save(const Run *run, const Adafactor *adafactor, Error *error)
+{
+    char *path = run_file(run, "checkpoints/state.safetensors");
+    int status = state_write(run, adafactor, path, adafactor != NULL, error);
+    free(path);
+    return status;
+}
+
+/* --- the log */
+
+static int log_write(Run *run, cJSON *record, Error *error)
+{
+    char *text = cJSON_PrintUnformatted(record);
+    bool written = text && fprintf(run->log, "%s\n", text) > 0 && fflush(run->log) == 0;
+    free(text);
+    cJSON_Delete(record);
+    return written ? 0
+                   : error_set(error, EXIT_FAILED, "%s/log.jsonl: cannot write: %s", run->directory, strerror(errno));
+}
+
+static int log_step(Run *run, const StepResult *result, double learning_rate, double seconds, Error *error)
+{
+    cJSON *record = cJSON_CreateObject();
+    cJSON_AddStringToObject(record, "stage", run->stages[run->stage].name);
+    cJSON_AddNumberToObject(record, "step", (double)run->step);
+    cJSON_AddNumberToObject(record, "loss", result->loss / (double)result->targets);
+    cJSON_AddNumberToObject(record, "loss_sum", result->loss);
+    cJSON_AddNumberToObject(record, "lr", learning_rate);
+    cJSON_AddNumberToObject(record, "tokens", (double)result->tokens);
+    cJSON_AddNumberToObject(record, "target_tokens", (double)result->targets);
+    cJSON_AddNumberToObject(record, "seconds", round(seconds * 1e6) / 1e6);
+    return log_write(run, record, error);
+}
+
+static bool log_record_is_before(const char *line, const Run *run)
+{
+    cJSON *record = cJSON_Parse(line);
+    const cJSON *stage = cJSON_GetObjectItemCaseSensitive(record, "stage"),
+                *step = cJSON_GetObjectItemCaseSensitive(record, "step");
+    bool before = false;
+    if (cJSON_IsString(stage) && cJSON_IsNumber(step))
+        for (size_t s = 0; s <= run->stage && s < run->n_stages; s++)
+            if (strcmp(stage->valuestring, run->stages[s].name) == 0)
+                before = s < run->stage || step->valuedouble <= (double)run->step;
+    cJSON_Delete(record);
+    return before;
+}
+
+/* Opens the log at its end. A resumed run keeps the records up to its saved state; a line cut short by a kill goes. */
+static int log_open(Run *run, bool resumed, Error *error)
+{
+    char *path = run_file(run, "log.jsonl");
+    MappedFile file = {0};
+    int status = 0;
+    if (resumed && path_exists(path) && !(status = mapped_file_open(&file, path, error))) {
+        AtomicFile *kept = atomic_file_create(path, error);
+        status = kept ? 0 : -1;
+        for (size_t at = 0; !status && at < file.bytes;) {
+            const char *line = (const char *)file.data + at, *end = memchr(line, '\n', file.bytes - at);
+            size_t length = end ? (size_t)(end - line) + 1 : file.bytes - at;
+            char *text = text_format("%.*s", (int)length, line);
+            if (end && log_record_is_before(text, run)) status = atomic_file_write(kept, line, length, error);
+            free(text);
+            at += length;
+        }
+        mapped_file_close(&file);
+        if (kept && !status)
+            status = atomic_file_commit(kept, error);
+        else
+            atomic_file_abandon(kept);
+    }
+    if (!status && !(run->log = fopen(path, "a")))
+        status = error_set(error, EXIT_FAILED, "%s: cannot open: %s", path, strerror(errno));
+    free(path);
+    return status;
+}
+
+/* --- checkpoints on the dev set */
+
+/* The mean dev score of all tasks that have a dev set; *evaluated: whether there is one. */
+static int run_evaluate(Run *run, cJSON *scores, double *mean, bool *evaluated, Error *error)
+{
+    const Stage *stage = &run->stages[run->stage];
+    double sum = 0;
+    size_t n = 0;
+    for (size_t i = 0; i < run->n_tasks; i++) {
+        MetricResult result;
+        DecodeSettings decoding = run->dev_decode;
+        const TaskSplit *dev = &run->tasks[i].dev;
+        Progress progress = progress_begin(true, 0);
+        if (dev->examples.count == 0) continue;
+        if (!decoding.max_length) decoding.max_length = dev->longest_target;
+        if (evaluate_split(run->model, stage->uses_prompts ? &run->prompts : NULL, run->tokenizer, dev, &decoding,
+                           &progress, NULL, &result, error))
+            return -1;
+        cJSON_AddNumberToObject(scores, run->tasks[i].name, result.score);
+        sum += result.score;
+        n++;
+    }
+    *evaluated = n > 0;
+    *mean = n ? sum / (double)n : NAN;
+    return 0;
+}
+
+/* Evaluates, keeps the model or the prompts if they are the best so far (the earlier among equals), and logs it.
+ * Without a dev set the last step is the best one. */
+static int run_checkpoint(Run *run, Trainer *trainer, Error *error)
+{
+    const Stage *stage = &run->stages[run->stage];
+    cJSON *record = cJSON_CreateObject(), *scores = cJSON_AddObjectToObject(record, "dev");
+    double mean;
+    bool evaluated, better;
+    char *path, *text;
+    pass_free(&trainer->pass); /* room for decoding */
+    if (run_evaluate(run, scores, &mean, &evaluated, error)) {
+        cJSON_Delete(record);
+        return -1;
+    }
+    better = !evaluated || !(mean <= run->best_score[run->stage]); /* also when nothing is best yet: NAN */
+    if (better) {
+        run->best_score[run->stage] = mean;
+        run->best_step[run->stage] = run->step;
+        path = run_file(run, "checkpoints/best-%s.safetensors", stage->name);
+        if (state_write(run, NULL, path, false, error)) {
+            free(path);
+            cJSON_Delete(record);
+            return -1;
+        }
+        free(path);
+    }
+    if (!evaluated) {
+        cJSON_Delete(record);
+        return 0;
+    }
+    text = cJSON_PrintUnformatted(scores);
+    if (!run->quiet)
+        fprintf(stderr, "%s step %lld: dev %s%s\n", stage->name, (long long)run->step, text,
+                better ? " (best so far)" : "");
+    free(text);
+    cJSON_AddStringToObject(record, "stage", stage->name);
+    cJSON_AddNumberToObject(record, "step", (double)run->step);
+    cJSON_AddNumberToObject(record, "mean", mean);
+    cJSON_AddBoolToObject(record, "best", better);
+    return log_write(run, record, error);
+}
+
+/* --- the loop */
+
+static int run_one_step(Run *run, Trainer *trainer, Progress *progress, Error *error)
+{
+    const Stage *stage = &run->stages[run->stage];
+    TokenExample *examples = host_alloc(run->batch, sizeof *examples);
+    uint64_t key = random_fold(random_fold(run->seed, run->stage + 1), (uint64_t)run->step);
+    double begun = seconds_now(), seconds,
+           rate = learning_rate_at(stage->trains_model ? &stage->model : &stage->prompt, run->step);
+    StepResult result;
+    int status;
+    for (size_t b = 0; b < run->batch; b++) examples[b] = source_get(&run->source, (size_t)run->step * run->batch + b);
+    status = train_step(trainer, run->model, &run->prompts, stage, examples, run->batch, run->micro, run->step, key,
+                        run->dropout_shared, &result, error);
+    source_release(&run->source, examples, run->batch);
+    free(examples);
+    if (status) return -1;
+    run->step++;
+    seconds = seconds_now() - begun;
+    if (progress_due(progress, run->step, stage->steps)) {
+        char *detail =
+            text_format("loss %.4f  lr %.3g  %.3f s/step  %.0f tokens/s", result.loss / (double)result.targets, rate,
+                        seconds, (double)result.tokens / seconds);
+        progress_show(progress, stage->name, run->step, stage->steps, detail);
+        free(detail);
+    }
+    return log_step(run, &result, rate, seconds, error);
+}
+
+/* Runs the current stage from run->step to its end, and leaves the best checkpoint's weights and prompts. */
+static int run_stage(Run *run, bool restore, Error *error)
+{
+    const Stage *stage = &run->stages[run->stage];
+    size_t source_rows, target_rows;
+    Trainer trainer;
+    Progress progress = progress_begin(run->quiet, run->step);
+    char *path;
+    int status;
+    run->source.key = random_fold(run->seed, 100 + run->stage);
+    free(run->source.order);
+    run->source.order = NULL;
+    if (run->source.examples)
+        largest_batch(run->source.examples, run->source.count, run->batch, 0, &source_rows, &target_rows);
+    else /* corrupted text: every document gives its tokens and a sentinel a span, twice */
+        source_rows = target_rows = run->model->config.vocab_size;
+    if (trainer_create(&trainer, run->model, &run->prompts, stage, source_rows + target_rows, run->micro < run->batch,
+                       error))
+        return -1;
+    path = run_file(run, "checkpoints/state.safetensors");
+    status = restore && run->step > 0 ? state_read(run, path, false, &trainer.adafactor, error) : 0;
+    free(path);
+    if (!status && trainer.adafactor.row_squares) /* of the weights as they are now */
+        rows_sum_of_squares(run->model->dev, trainer.adafactor.row_squares, run->model->shared->data,
+                            run->model->shared->rows, run->model->shared->columns);
+    while (!status && run->step < stage->steps) {
+        bool checkpoint;
+        status = run_one_step(run, &trainer, &progress, error);
+        checkpoint = run->step % stage->checkpoint_every == 0 || run->step == stage->steps;
+        if (!status && checkpoint) status = run_checkpoint(run, &trainer, error);
+        if (!status && (checkpoint || run->step % run->save_every == 0))
+            status = run_save(run, &trainer.adafactor, error);
+    }
+    trainer_free(&trainer);
+    if (status) return -1;
+    path = run_file(run, "checkpoints/best-%s.safetensors", stage->name);
+    status = state_read(run, path, false, NULL, error);
+    free(path);
+    return status;
+}
+
+/* Writes model/ and prompt/NAME/. */
+static int run_write_results(const Run *run, Error *error)
+{
+    char *directory = run_file(run, "model");
+    int status = model_write(run->model, directory, run->model_directory, error);
+    for (size_t i = 0; !status && i < run->prompts.count; i++) {
+        char *prompt = run_file(run, "prompt/%s", run->tasks[i].name);
+        status = prompt_write(run->model, &run->prompts, i, run->model_directory, run->prompt_init, prompt, error);
+        free(prompt);
+    }
+    free(directory);
+    return status;
+}
+
+/* The results, as DONE holds them and the command prints them. To be deleted. */
+static cJSON *run_results(const Run *run)
+{
+    cJSON *results = cJSON_CreateObject(), *stages = cJSON_AddArrayToObject(results, "stages");
+    for (size_t i = 0; i < run->n_stages; i++) {
+        cJSON *stage = cJSON_CreateObject();
+        cJSON_AddStringToObject(stage, "stage", run->stages[i].name);
+        cJSON_AddNumberToObject(stage, "steps", (double)run->stages[i].steps);
+        cJSON_AddNumberToObject(stage, "best_step", (double)run->best_step[i]);
+        if (isfinite(run->best_score[i])) cJSON_AddNumberToObject(stage, "dev", run->best_score[i]);
+        cJSON_AddItemToArray(stages, stage);
+    }
+    return results;
+}
+
+/* Everything from the current stage to DONE. `resumed`: a state has been read. */
+static int run_execute(Run *run, bool resumed, Error *error)
+{
+    char *checkpoints = run_file(run, "checkpoints"), *done = run_file(run, "DONE"), *text;
+    cJSON *results;
+    int status = directory_create(checkpoints, error);
+    if (!status) status = log_open(run, resumed, error);
+    while (!status && run->stage < run->n_stages) {
+        status = run_stage(run, resumed, error);
+        if (status || run->stage + 1 == run->n_stages) break;
+        run->stage++;
+        run->step = 0;
+        status = run_save(run, NULL, error);
+    }
+    if (run->log && fclose(run->log) != 0 && !status)
+        status = error_set(error, EXIT_FAILED, "%s/log.jsonl: cannot write: %s", run->directory, strerror(errno));
+    run->log = NULL;
+    if (!status) status = run_write_results(run, error);
+    if (!status) {
+        results = run_results(run);
+        text = cJSON_Print(results);
+        status = file_write_text(done, text, error);
+        free(text);
+        cJSON_Delete(results);
+    }
+    if (!status) status = directory_remove(checkpoints, error);
+    free(checkpoints);
+    free(done);
+    return status;
+}
+
+/* ================================================================================================================
+ * [8] Evaluation
+ *
+ * Decode every input of a split, turn outputs into answers (data/tasks.h), score them (data/metrics.h). */
+
+static void evaluate_progress(void *context, size_t done, size_t count)
+{
+    Progress *progress = context;
+    if (progress_due(progress, (int64_t)done, (int64_t)count))
+        progress_show(progress, "decoding", (int64_t)done, (int64_t)count, "");
+}
+
+/* Scores raw outputs. processed, if not NULL, gets the answers ([count], to be freed). */
+static int score_outputs(const TaskSplit *split, char *const *raw, char **processed, MetricResult *result, Error *error)
+{
+    size_t count = split->examples.count;
+    char **answers = processed ? processed : host_alloc(count, sizeof *answers);
+    References *references = host_alloc(count, sizeof *references);
+    int status;
+    for (size_t i = 0; i < count; i++) {
+        const Example *example = &split->examples.items[i];
+        answers[i] = task_postprocess(split->task, raw[i]);
+        references[i] = (References){(const char *const *)example->targets, example->n_targets};
+    }
+    status = metric_compute(task_metric(split->task), (const char *const *)answers, references, count, result, error);
+    free(references);
+    if (!processed) {
+        for (size_t i = 0; i < count; i++) free(answers[i]);
+        free(answers);
+    }
+    return status;
+}
+
+/* Decodes the split's inputs and scores them. raw, if not NULL, gets the outputs ([count], to be freed). */
+static int evaluate_split(const Model *model, const Prompts *prompts, const Tokenizer *tokenizer,
+                          const TaskSplit *split, const DecodeSettings *decoding, Progress *progress, char **raw,
+                          MetricResult *result, Error *error)
+{
+    size_t count = split->examples.count;
+    char **outputs = raw ? raw : host_alloc(count, sizeof *outputs);
+    DecodeSettings one = *decoding;
+    Hypothesis *hypotheses;
+    int status;
+    one.n_best = 1;
+    hypotheses = host_alloc(count, sizeof *hypotheses);
+    status = decode(model, prompts, split->ids, count, &one, hypotheses, evaluate_progress, progress, error);
+    for (size_t i = 0; !status && i < count; i++) {
+        outputs[i] = tokenizer_decode(tokenizer, hypotheses[i].ids, hypotheses[i].length, error);
+        if (!outputs[i]) status = -1;
+    }
+    if (!status) status = score_outputs(split, outputs, NULL, result, error);
+    hypotheses_free(hypotheses, count);
+    if (!raw) {
+        for (size_t i = 0; i < count; i++) free(outputs[i]);
+        free(outputs);
+    }
+    return status;
+}
+
+/* ================================================================================================================
+ * [10] Command line
+ *
+ * One table of options makes the parser, the help and the printed settings. Below it: one function for each command,
+ * and main, which alone talks to the person. stdout carries results only. */
+
+/* --- the option table */
+
+enum {
+    FOR_INFO = 1,
+    FOR_TOKENIZE = 2,
+    FOR_GENERATE = 4,
+    FOR_SCORE = 8,
+    FOR_DUMP = 16,
+    FOR_TRAIN = 32,
+    FOR_EVAL = 64,
+    FOR_PRETRAIN = 128,
+    FOR_ALL = 255,
+    FOR_MODEL = FOR_ALL & ~FOR_SCORE,
+    FOR_TRAINING = FOR_TRAIN | FOR_PRETRAIN,
+    FOR_DECODING = FOR_GENERATE | FOR_TRAIN | FOR_EVAL
+};
+
+typedef enum { FLAG, WHOLE, REAL, TEXT, CHOICE, LIST } OptionKind; /* LIST: may be given several times */
+
+/* id, name, kind, default (NULL: none), least, most (WHOLE, REAL), commands, argument or choices, help */
+/* clang-format off */
+#define OPTIONS(X)                                                                                                         \
+    X(MODEL, "model", TEXT, NULL, 0, 0, FOR_MODEL, "DIR", "a Hugging Face T5 or mT5 directory")                            \
+    X(TASK, "task", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL, "NAME=PATH", "a task and its data; NAME.train=FILE, NAME.dev=FILE say the splits") \
+    X(TASK_FILE, "task-file", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL, "FILE", "an own task, described in JSON")            \
+    X(METHOD, "method", CHOICE, "promot", 0, 0, FOR_TRAIN, "promot|finetune|prompt|joint|random-prompt", "how to train")   \
+    X(OUT, "out", TEXT, NULL, 0, 0, FOR_DUMP | FOR_TRAINING | FOR_EVAL, "PATH", "where results go")                        \
+    X(RESUME, "resume", FLAG, NULL, 0, 0, FOR_TRAINING, NULL, "continue a run that was stopped")                           \
+    X(PROMPT, "prompt", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL, "PATH", "a soft prompt: a PEFT directory or a NumPy file (train: skips stage 1)") \
+    X(PROMPT_TASKS, "prompt-tasks", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks that get the prompt (default: all)")     \
+    X(PROMPT_LENGTH, "prompt-length", WHOLE, "100", 1, 10000, FOR_TRAIN | FOR_INFO, "P", "rows of a prompt")               \
+    X(PROMPT_INIT, "prompt-init", TEXT, "sampled", 0, 0, FOR_TRAIN, "sampled|uniform|text:…|file:…", "how a prompt begins") \
+    X(PROMPT_LR, "prompt-lr", REAL, "0.2", 0, 1e6, FOR_TRAIN, "R", "learning rate of stage 1")                             \
+    X(PROMPT_STEPS, "prompt-steps", WHOLE, "5000", 1, 1e12, FOR_TRAIN, "N", "steps of stage 1")                            \
+    X(PROMPT_CHECKPOINT, "prompt-checkpoint-every", WHOLE, "1000", 1, 1e12, FOR_TRAIN, "N", "steps between dev evaluations in stage 1") \
+    X(PROMPT_SCHEDULE, "prompt-schedule", CHOICE, "constant", 0, 0, FOR_TRAIN, "constant|warmup|rsqrt|linear", "learning-rate schedule of stage 1") \
+    X(PROMPT_DROPOUT, "prompt-dropout", REAL, "0.1", 0, 0.999, FOR_TRAIN, "R", "dropout in stage 1")                       \
+    X(PROMPT_SMOOTHING, "prompt-label-smoothing", REAL, "0", 0, 0.999999, FOR_TRAIN, "R", "label smoothing in stage 1")    \
+    X(PROMPT_DECAY, "prompt-weight-decay", REAL, "1e-5", 0, 0.999999, FOR_TRAIN, "R", "weight decay of the prompt, a step") \
+    X(PROMPT_SCALE, "prompt-scale-by-parameter", CHOICE, "false", 0, 0, FOR_TRAIN, "true|false", "scale the prompt's updates by its size") \
+    X(LR, "lr", REAL, "0.001", 0, 1e6, FOR_TRAINING | FOR_DUMP, "R", "learning rate (train: of the model)")                \
+    X(STEPS, "steps", WHOLE, "1000", 1, 1e12, FOR_TRAINING, "N", "steps (train: of the model's stage)")                    \
+    X(CHECKPOINT, "checkpoint-every", WHOLE, "100", 1, 1e12, FOR_TRAINING, "N", "steps between dev evaluations")           \
+    X(SAVE_EVERY, "save-every", WHOLE, "100", 1, 1e12, FOR_TRAINING, "N", "steps between saved states, for --resume")      \
+    X(SCHEDULE, "schedule", CHOICE, "constant", 0, 0, FOR_TRAINING, "constant|warmup|rsqrt|linear", "learning-rate schedule") \
+    X(WARMUP, "warmup", WHOLE, "1000", 0, 1e12, FOR_TRAINING, "N", "steps that warmup and rsqrt refer to")                 \
+    X(BATCH, "batch", WHOLE, "64", 1, 1e6, FOR_TRAINING | FOR_INFO, "N", "examples in a batch")                            \
+    X(BATCH_FILE, "batch", TEXT, NULL, 0, 0, FOR_DUMP, "FILE", "safetensors with input_ids, labels and, if wanted, prompt") \
+    X(MICRO_BATCH, "micro-batch", WHOLE, "0", 0, 1e6, FOR_TRAINING | FOR_INFO, "N", "examples at a time (0: the whole batch)") \
+    X(DROPOUT, "dropout", REAL, "0.1", 0, 0.999, FOR_TRAIN, "R", "dropout")                                                \
+    X(PRETRAIN_DROPOUT, "dropout", REAL, "0", 0, 0.999, FOR_PRETRAIN, "R", "dropout")                                      \
+    X(DROPOUT_SHARING, "dropout-sharing", CHOICE, "t5x", 0, 0, FOR_TRAINING, "t5x|elementwise", "one mask for all tokens of a sequence, or one each") \
+    X(SMOOTHING, "label-smoothing", REAL, "0.1", 0, 0.999999, FOR_TRAIN, "R", "label smoothing")                           \
+    X(PLAIN_SMOOTHING, "label-smoothing", REAL, "0", 0, 0.999999, FOR_DUMP | FOR_PRETRAIN, "R", "label smoothing")         \
+    X(Z_LOSS, "z-loss", REAL, "1e-4", 0, 1e6, FOR_TRAINING | FOR_DUMP, "R", "weight of log(Z)^2 in the loss")              \
+    X(NORMALIZER, "loss-normalizing-factor", TEXT, "none", 0, 0, FOR_TRAINING | FOR_DUMP, "none|N", "what the summed loss is divided by") \
+    X(DUMP_STEPS, "steps", WHOLE, "0", 0, 1e6, FOR_DUMP, "N", "optimizer updates on the batch")                            \
+    X(DUMP_TRAIN, "train", CHOICE, "model", 0, 0, FOR_DUMP, "model|prompt|both", "what the updates change")                \
+    X(OPTIMIZER_STEP, "optimizer-step", WHOLE, "0", 0, 1e15, FOR_TRAINING | FOR_DUMP, "S", "the step Adafactor counts from (1000000: as T5X goes on from an mT5)") \
+    X(SCALE, "scale-by-parameter", CHOICE, "true", 0, 0, FOR_TRAINING | FOR_DUMP, "true|false", "scale a tensor's update by its size") \
+    X(WEIGHT_DECAY, "weight-decay", REAL, "0", 0, 0.999999, FOR_TRAINING | FOR_DUMP, "R", "weight decay, a step (not multiplied by the learning rate)") \
+    X(DECAY_RATE, "decay-rate", REAL, "0.8", 1e-9, 1e3, FOR_TRAINING | FOR_DUMP, "R", "Adafactor's memory: 1 - (step+1)^-R") \
+    X(CLIP, "clip", REAL, "1", 1e-9, 1e9, FOR_TRAINING | FOR_DUMP, "R", "Adafactor's largest root mean square of an update") \
+    X(SHOTS, "shots", TEXT, "0", 0, 0, FOR_TRAIN | FOR_EVAL, "K", "worked examples in front of each input (eval: a list, as 0,1,4)") \
+    X(SEPARATOR, "separator", TEXT, " ", 0, 0, FOR_TRAIN | FOR_EVAL, "TEXT", "between worked examples")                    \
+    X(ENDING, "input-ending", TEXT, "", 0, 0, FOR_TRAIN | FOR_EVAL, "TEXT", "behind every input, e.g. \" <extra_id_0>\" for a model that was only pretrained") \
+    X(MAX_INPUT, "max-input-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL, "N", "ids of an input at most, EOS counted (0: any number)") \
+    X(MAX_TARGET, "max-target-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL, "N", "ids of a target at most, EOS counted (0: any number)") \
+    X(LIMIT, "limit", WHOLE, "0", 0, 1e12, FOR_EVAL, "N", "examples of each task at most (0: all)")                        \
+    X(NORM_AVG_OVER, "norm-avg-over", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks of Norm. Avg. (default: those without the prompt)") \
+    X(SHOW, "show", WHOLE, "0", 0, 1e9, FOR_TRAIN | FOR_EVAL, "N", "print the first N examples as the model will see them, and stop") \
+    X(BEAMS, "beams", WHOLE, "4", 1, 64, FOR_DECODING, "K", "beams (1: greedy)")                                           \
+    X(MAX_LENGTH, "max-length", WHOLE, "64", 1, 100000, FOR_GENERATE, "N", "generated tokens at most, EOS counted")        \
+    X(EVAL_MAX_LENGTH, "max-length", WHOLE, "0", 0, 100000, FOR_TRAIN | FOR_EVAL, "N", "generated tokens at most (0: the split's longest target, eval: and 8 more)") \
+    X(LENGTH_RULE, "length-rule", CHOICE, "t5x", 0, 0, FOR_DECODING, "t5x|hf", "how scores and stopping depend on length") \
+    X(ALPHA, "alpha", REAL, "0.6", 0, 100, FOR_DECODING, "R", "length rule t5x: score / ((5 + n) / 6)^R")                  \
+    X(LENGTH_PENALTY, "length-penalty", REAL, "1", -100, 100, FOR_DECODING, "R", "length rule hf: score / n^R")            \
+    X(EARLY_STOPPING, "early-stopping", FLAG, NULL, 0, 0, FOR_DECODING, NULL, "length rule hf: stop when K beams have finished") \
+    X(SAMPLE, "sample", FLAG, NULL, 0, 0, FOR_GENERATE, NULL, "draw each token")                                           \
+    X(TEMPERATURE, "temperature", REAL, "1", 0, 1e6, FOR_GENERATE, "R", "of sampling")                                     \
+    X(TOP_K, "top-k", WHOLE, "0", 0, 1e9, FOR_GENERATE, "N", "sample among the N most probable (0: all)")                  \
+    X(TOP_P, "top-p", REAL, "1", 1e-9, 1, FOR_GENERATE, "R", "sample among the fewest that hold R of the probability")     \
+    X(N_BEST, "n-best", WHOLE, "1", 1, 64, FOR_GENERATE, "N", "outputs for each input, at most the number of beams")       \
+    X(INPUT, "input", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TOKENIZE, "TEXT", "one input, instead of lines from stdin")     \
+    X(FILE_IN, "file", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TOKENIZE, "FILE", "inputs, one a line, instead of stdin")      \
+    X(IDS_IN, "ids-in", FLAG, NULL, 0, 0, FOR_GENERATE, NULL, "inputs are ids (EOS only where it is written)")             \
+    X(IDS_OUT, "ids", FLAG, NULL, 0, 0, FOR_GENERATE, NULL, "print ids")                                                   \
+    X(SCORES, "scores", FLAG, NULL, 0, 0, FOR_GENERATE, NULL, "print the score and a tab in front of each output")         \
+    X(EOS, "eos", FLAG, NULL, 0, 0, FOR_TOKENIZE, NULL, "add EOS")                                                         \
+    X(PIECES, "pieces", FLAG, NULL, 0, 0, FOR_TOKENIZE, NULL, "print pieces")                                              \
+    X(DECODE, "decode", FLAG, NULL, 0, 0, FOR_TOKENIZE, NULL, "lines of ids to text, cut at the first EOS")                \
+    X(METRIC, "metric", TEXT, NULL, 0, 0, FOR_SCORE, "M", "accuracy, trivia-em, trivia-f1, squad-em, squad-f1, bleu, bleu-13a, rouge1, rouge2, rougeL, rougeLsum") \
+    X(PREDICTIONS, "predictions", TEXT, NULL, 0, 0, FOR_SCORE, "FILE", "one a line")                                       \
+    X(REFERENCES, "references", TEXT, NULL, 0, 0, FOR_SCORE, "FILE", "one a line, or .jsonl: a list of accepted ones a line") \
+    X(INPUT_LENGTH, "input-length", WHOLE, "512", 1, 1e6, FOR_INFO | FOR_PRETRAIN, "N", "ids of an input")                 \
+    X(TARGET_LENGTH, "target-length", WHOLE, "64", 1, 1e6, FOR_INFO, "N", "ids of a target")                               \
+    X(CONFIG, "config", TEXT, NULL, 0, 0, FOR_PRETRAIN, "FILE", "a new model of this config.json, instead of --model")     \
+    X(TOKENIZER, "tokenizer", TEXT, NULL, 0, 0, FOR_PRETRAIN, "FILE", "the new model's spiece.model")                      \
+    X(TRAIN_VOCAB, "train-vocab", WHOLE, "0", 0, 1e6, FOR_PRETRAIN, "N", "train the new model's vocabulary, of N pieces, on the text") \
+    X(TEXT_FILE, "text", TEXT, NULL, 0, 0, FOR_PRETRAIN, "FILE", "one document a line; tabs around answers")               \
+    X(NOISE_DENSITY, "noise-density", REAL, "0.15", 1e-6, 0.99, FOR_PRETRAIN, "R", "share of the tokens that is hidden")   \
+    X(MEAN_SPAN, "mean-span", REAL, "3", 1, 1000, FOR_PRETRAIN, "R", "mean length of a hidden span")                       \
+    X(ANSWER_SHARE, "answer-share", REAL, "0.88", 0, 1, FOR_PRETRAIN, "R", "share of documents with answers that hide answers, not random spans") \
+    X(THREADS, "threads", WHOLE, "0", 0, 4096, FOR_ALL, "N", "threads (0: one for each core)")                             \
+    X(SEED, "seed", WHOLE, "0", 0, 9e15, FOR_ALL, "N", "of everything that is drawn")                                      \
+    X(DTYPE, "dtype", CHOICE, "fp32", 0, 0, FOR_ALL, "fp32|bf16", "bf16: matrix products of numbers rounded to bf16")      \
+    X(JSON, "json", FLAG, NULL, 0, 0, FOR_ALL, NULL, "results as one JSON object")                                         \
+    X(QUIET, "quiet", FLAG, NULL, 0, 0, FOR_ALL, NULL, "no progress, no warnings")                                         \
+    X(HELP, "help", FLAG, NULL, 0, 0, FOR_ALL, NULL, "this text")
+/* clang-format on */
+
+typedef enum {
+#define X(id, ...) OPT_##id,
+    OPTIONS(X)
+#undef X
+        N_OPTIONS
+} OptionId;
+
+typedef struct {
+    const char *name;
+    OptionKind kind;
+    const char *fallback;
+    double least, most;
+    unsigned commands;
+    const char *argument, *help;
+} Option;
+
+static const Option options[N_OPTIONS] = {
+#define X(id, ...) {__VA_ARGS__},
+    OPTIONS(X)
+#undef X
+};
+
+/* The options of one call. Values were checked when they were parsed. */
+typedef struct {
+    const char *command;
+    unsigned which;              /* FOR_… */
+    const char *text[N_OPTIONS]; /* NULL: not given, no default */
+    bool given[N_OPTIONS];
+    const char **list[N_OPTIONS]; /* of a LIST */
+    size_t n_list[N_OPTIONS];
+    char *owned; /* run.json's text, when a run is resumed: values point into it */
+} Options;
+
+static bool is_choice(const char *choices, const char *value)
+{
+    size_t length = strlen(value);
+    for (const char *at = choices; at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
+        if (strcspn(at, "|") == length && strncmp(at, value, length) == 0) return true;
+    return false;
+}
+
+static int option_check(const Option *option, const char *value, Error *error)
+{
+    char *end;
+    double number;
+    if (option->kind == CHOICE && !is_choice(option->argument, value))
+        return error_set(error, EXIT_USAGE, "--%s: expected %s, found %s", option->name, option->argument, value);
+    if (option->kind != WHOLE && option->kind != REAL) return 0;
+    errno = 0;
+    number = strtod(value, &end);
+    if (end == value || *end || !isfinite(number) || isspace((unsigned char)*value) || strpbrk(value, "xXpP") ||
+        (option->kind == WHOLE && number != floor(number)))
+        return error_set(error, EXIT_USAGE, "--%s: expected a %snumber, found %s", option->name,
+                         option->kind == WHOLE ? "whole " : "", value);
+    if (number < option->least || number > option->most)
+        return error_set(error, EXIT_USAGE, "--%s: expected a number from %g to %g, found %s", option->name,
+                         option->least, option->most, value);
+    return 0;
+}
+
+/* How many single-letter edits turn one name into another: for "did you mean". */
+static size_t edit_distance(const char *a, const char *b)
+{
+    enum { LONGEST = 40 };
+    size_t row[LONGEST + 1], n = min_size(strlen(b), LONGEST);
+    for (size_t j = 0; j <= n; j++) row[j] = j;
+    for (size_t i = 0; a[i]; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (size_t j = 0; j < n; j++) {
+            size_t change = diagonal + (a[i] != b[j]);
+            diagonal = row[j + 1];
+            row[j + 1] = min_size(change, min_size(row[j], row[j + 1]) + 1);
+        }
+    }
+    return row[n];
+}
+
+static int unknown_option(const Options *o, const char *name, Error *error)
+{
+    const char *nearest = NULL;
+    size_t best = 4;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        size_t distance = edit_distance(name, options[i].name);
+        if (options[i].commands & o->which && distance < best) best = distance, nearest = options[i].name;
+    }
+    if (nearest)
+        return error_set(error, EXIT_USAGE, "--%s: no such option of %s (did you mean --%s?)", name, o->command,
+                         nearest);
+    return error_set(error, EXIT_USAGE, "--%s: no such option of %s (promot %s --help lists them)", name, o->command,
+                     o->command);
+}
+
+static int options_parse(Options *o, int argc, char **argv, Error *error)
+{
+    for (size_t i = 0; i < N_OPTIONS; i++) o->text[i] = options[i].commands & o->which ? options[i].fallback : NULL;
+    for (int a = 0; a < argc; a++) {
+        const char *equals = strchr(argv[a], '='), *value = NULL;
+        size_t length = equals ? (size_t)(equals - argv[a]) : strlen(argv[a]), id = 0;
+        char name[64];
+        if (strcmp(argv[a], "-h") == 0) argv[a] = (char *)"--help", length = 6;
+        if (strncmp(argv[a], "--", 2) != 0)
+            return error_set(error, EXIT_USAGE, "%s: %s: expected an option", o->command, argv[a]);
+        snprintf(name, sizeof name, "%.*s", (int)min_size(length - 2, sizeof name - 1), argv[a] + 2);
+        while (id < N_OPTIONS && !(options[id].commands & o->which && strcmp(options[id].name, name) == 0)) id++;
+        if (id == N_OPTIONS) return unknown_option(o, name, error);
+        if (options[id].kind == FLAG) {
+            if (equals) return error_set(error, EXIT_USAGE, "--%s: takes no value", name);
+            value = "true";
+        } else {
+            if (!equals && a + 1 == argc)
+                return error_set(error, EXIT_USAGE, "--%s: expected a value (%s)", name, options[id].argument);
+            value = equals ? equals + 1 : argv[++a];
+        }
+        if (option_check(&options[id], value, error)) return -1;
+        o->text[id] = value;
+        o->given[id] = true;
+        if (options[id].kind == LIST) {
+            o->list[id] = host_grow(o->list[id], o->n_list[id] + 1, sizeof *o->list[id]);
+            o->list[id][o->n_list[id]++] = value;
+        }
+    }
+    return 0;
+}
+
+static double option_real(const Options *o, OptionId id)
+{
+    return strtod(o->text[id], NULL);
+}
+
+static size_t option_size(const Options *o, OptionId id)
+{
+    return (size_t)option_real(o, id);
+}
+
+static bool option_true(const Options *o, OptionId id) /* of a FLAG or a true|false CHOICE */
+{
+    return o->text[id] && strcmp(o->text[id], "true") == 0;
+}
+
+static int option_need(const Options *o, OptionId id, Error *error)
+{
+    if (o->text[id]) return 0;
+    return error_set(error, EXIT_USAGE, "%s: --%s %s is needed", o->command, options[id].name, options[id].argument);
+}
+
+/* --- small things that several commands need */
+
+static Device *device_from_options(const Options *o, Error *error)
+{
+    return device_open((int)option_size(o, OPT_THREADS),
+                       strcmp(o->text[OPT_DTYPE], "bf16") == 0 ? MATMUL_BF16 : MATMUL_FP32, error);
+}
+
+static void print_warning(const char *text)
+{
+    fprintf(stderr, "warning: %s\n", text);
+}
+
+static Model *open_model(const Options *o, Device *dev, Error *error)
+{
+    if (option_need(o, OPT_MODEL, error)) return NULL;
+    return model_open(o->text[OPT_MODEL], dev, option_true(o, OPT_QUIET) ? NULL : print_warning, error);
+}
+
+static Tokenizer *open_tokenizer(const char *directory, Error *error)
+{
+    char *path;
+    Tokenizer *tokenizer;
+    if (!path_is_directory(directory)) {
+        error_set(error, EXIT_USAGE, "%s: no such model directory", directory);
+        return NULL;
+    }
+    path = path_join(directory, "spiece.model");
+    tokenizer = tokenizer_open(path, error);
+    free(path);
+    return tokenizer;
+}
+
+/* A vocabulary must not be larger than the embedding it indexes. */
+static int check_vocabulary(const Tokenizer *tokenizer, const Model *model, const char *directory, Error *error)
+{
+    if ((size_t)tokenizer_size(tokenizer) <= model->config.vocab_size) return 0;
+    return error_set(error, EXIT_FAILED,
+                     "%s/spiece.model: pieces (expected at most the model's vocabulary %zu, found %d)", directory,
+                     model->config.vocab_size, (int)tokenizer_size(tokenizer));
+}
+
+/* The lines of --input, --file or stdin. */
+static int read_input_lines(const Options *o, Lines *lines, Error *error)
+{
+    char *text = NULL;
+    size_t used = 0, got;
+    int status;
+    if (o->text[OPT_INPUT] && o->text[OPT_FILE_IN])
+        return error_set(error, EXIT_USAGE, "--input and --file: expected one of them");
+    if (o->text[OPT_INPUT]) return lines_split(lines, o->text[OPT_INPUT], strlen(o->text[OPT_INPUT]), "--input", error);
+    if (o->text[OPT_FILE_IN]) return lines_read(lines, o->text[OPT_FILE_IN], error);
+    do {
+        text = host_grow(text, used + TRANSFER, 1);
+        got = fread(text + used, 1, TRANSFER, stdin);
+        used += got;
+    } while (got);
+    status = ferror(stdin) ? error_set(error, EXIT_FAILED, "standard input: cannot read: %s", strerror(errno))
+                           : lines_split(lines, text, used, "standard input", error);
+    free(text);
+    return status;
+}
+
+/* A line of ids; to be freed. `name` and `line` are for errors. */
+static int parse_ids(const char *text, size_t vocab_size, const char *name, size_t line, int32_t **ids, size_t *count,
+                     Error *error)
+{
+    const char *at = text;
+    *ids = host_alloc(strlen(text) / 2 + 1, sizeof **ids);
+    *count = 0;
+    for (;;) {
+        char *end;
+        long long id;
+        while (*at == ' ' || *at == '\t') at++;
+        if (!*at) return 0;
+        errno = 0;
+        id = strtoll(at, &end, 10);
+        if (end == at || (*end && *end != ' ' && *end != '\t') || errno || id < 0 || (size_t)id >= vocab_size) {
+            error_set(error, EXIT_USAGE, "%s:%zu: expected ids from 0 to %zu, found %.40s", name, line, vocab_size - 1,
+                      at);
+            free(*ids);
+            *ids = NULL;
+            return -1;
+        }
+        (*ids)[(*count)++] = (int32_t)id;
+        at = end;
+    }
+}
+
+static const char *input_name(const Options *o)
+{
+    return o->text[OPT_INPUT] ? "--input" : o->text[OPT_FILE_IN] ? o->text[OPT_FILE_IN] : "standard input";
+}
+
+/* Prints text on one line: a line break inside becomes a space. */
+static void print_line(const char *text)
+{
+    for (; *text; text++) putchar(*text == '\n' || *text == '\r' ? ' ' : *text);
+    putchar('\n');
+}
+
+static void print_json(cJSON *json)
+{
+    char *text = cJSON_PrintUnformatted(json);
+    puts(text ? text : "{}");
+    free(text);
+    cJSON_Delete(json);
+}
+
+static int parse_normalizer(const Options *o, float *scale, Error *error)
+{
+    const Option number = {.name = "loss-normalizing-factor", .kind = REAL, .least = 1e-30, .most = 1e30};
+    *scale = 1;
+    if (strcmp(o->text[OPT_NORMALIZER], "none") == 0) return 0;
+    if (option_check(&number, o->text[OPT_NORMALIZER], error)) return -1;
+    *scale = (float)(1 / option_real(o, OPT_NORMALIZER));
+    return 0;
+}
+
+static DecodeSettings decode_settings(const Options *o, size_t max_length)
+{
+    bool generate = o->which == FOR_GENERATE;
+    return (DecodeSettings){.beams = option_size(o, OPT_BEAMS),
+                            .n_best = generate ? option_size(o, OPT_N_BEST) : 1,
+                            .max_length = max_length,
+                            .rule = strcmp(o->text[OPT_LENGTH_RULE], "hf") == 0 ? LENGTH_HF : LENGTH_T5X,
+                            .alpha = option_real(o, OPT_ALPHA),
+                            .length_penalty = option_real(o, OPT_LENGTH_PENALTY),
+                            .early_stopping = option_true(o, OPT_EARLY_STOPPING),
+                            .sample = option_true(o, OPT_SAMPLE),
+                            .temperature = generate ? option_real(o, OPT_TEMPERATURE) : 1,
+                            .top_p = generate ? option_real(o, OPT_TOP_P) : 1,
+                            .top_k = generate ? option_size(o, OPT_TOP_K) : 0,
+                            .seed = option_size(o, OPT_SEED)};
+}
+
+/* Bytes of memory that are there to be had; 0: unknown. */
+static size_t memory_available(void)
+{
+    FILE *file = fopen("/proc/meminfo", "r");
+    char line[128];
+    size_t kilobytes = 0;
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "MemAvailable: %zu kB", &kilobytes) == 1) break;
+    if (file) fclose(file);
+    return kilobytes * 1024;
+}
+
+/* --- promot info */
+
+/* What a process holds beside the engine's own buffers: code, libraries, stacks, scratch, the text being worked on. */
+enum { PROCESS_BYTES = 24 << 20 };
+
+/* The foretold memory of training (and of the dev evaluations inside it) at the sizes of the options, in bytes. */
+static size_t foretell(const Options *o, const T5Config *c, size_t n_weights, bool trains_model, bool trains_prompts,
+                       bool uses_prompts)
+{
+    size_t batch = option_size(o, OPT_BATCH), micro = option_size(o, OPT_MICRO_BATCH);
+    size_t P = uses_prompts ? option_size(o, OPT_PROMPT_LENGTH) : 0, S = option_size(o, OPT_INPUT_LENGTH),
+           T = option_size(o, OPT_TARGET_LENGTH);
+    micro = micro && micro < batch ? micro : batch;
+    return PROCESS_BYTES + training_bytes(c, n_weights, P, trains_model, trains_prompts, micro * (P + S), micro * T,
+                                          batch * (S + T), micro < batch);
+}
+
+static size_t foretell_decoding(const Options *o, const T5Config *c, size_t n_weights)
+{
+    enum { BEAMS = 4 };
+    size_t S = option_size(o, OPT_INPUT_LENGTH), T = option_size(o, OPT_TARGET_LENGTH);
+    size_t each = decoder_bytes_per_input(c, BEAMS, T, S),
+           n = min_size(max_size(DECODE_BYTES / each, 1), DECODE_INPUTS);
+    size_t logits_rows = min_size(n * BEAMS, max_size(1, LOGITS_BYTES / (c->vocab_size * sizeof(act_t))));
+    return PROCESS_BYTES + n_weights * sizeof(weight_t) + n * each + logits_rows * c->vocab_size * sizeof(act_t);
+}
+
+static void info_print(const Options *o, const Model *model, const char *storage)
+{
+    const T5Config *c = &model->config;
+    size_t encoder = 0, decoder = 0;
+    for (size_t i = 0; i < model->n_tensors; i++) {
+        const Tensor *t = &model->tensors[i];
+        if (strncmp(t->name, "encoder.", 8) == 0) encoder += t->rows * t->columns;
+        if (strncmp(t->name, "decoder.", 8) == 0) decoder += t->rows * t->columns;
+    }
+    printf("model          %s, %s, %s\n", c->model_type, c->mlp == MLP_RELU ? "relu" : "gated-gelu",
+           c->tied_head ? "head tied to the embedding, its input scaled by d_model^-0.5" : "head of its own");
+    printf("sizes          vocabulary %zu, d_model %zu, heads %zu x %zu, d_ff %zu, layers %zu + %zu\n", c->vocab_size,
+           c->d_model, c->num_heads, c->d_kv, c->d_ff, c->num_layers, c->num_decoder_layers);
+    printf("position bias  %zu buckets, max distance %zu\n", c->buckets, c->max_distance);
+    printf("parameters     %zu: encoder %zu, decoder %zu, embedding %zu, head %zu\n", model->n_weights, encoder,
+           decoder, c->vocab_size * c->d_model, c->tied_head ? 0 : c->vocab_size * c->d_model);
+    printf("stored as      %s\n", storage);
+    printf("\nmemory at batch %s, input %s, target %s, prompt %s%s%s:\n", o->text[OPT_BATCH], o->text[OPT_INPUT_LENGTH],
+           o->text[OPT_TARGET_LENGTH], o->text[OPT_PROMPT_LENGTH],
+           option_size(o, OPT_MICRO_BATCH) ? ", micro-batch " : "",
+           option_size(o, OPT_MICRO_BATCH) ? o->text[OPT_MICRO_BATCH] : "");
+    printf("  train --method finetune  %6.2f GB\n", (double)foretell(o, c, model->n_weights, true, false, false) / 1e9);
+    printf("  train --method prompt    %6.2f GB\n", (double)foretell(o, c, model->n_weights, false, true, true) / 1e9);
+    printf("  train --method promot    %6.2f GB\n", (double)foretell(o, c, model->n_weights, true, false, true) / 1e9);
+    printf("  eval, 4 beams            %6.2f GB\n", (double)foretell_decoding(o, c, model->n_weights) / 1e9);
+}
+
+static void info_print_json(const Options *o, const Model *model, const char *storage)
+{
+    const T5Config *c = &model->config;
+    cJSON *json = cJSON_CreateObject(), *memory;
+    const struct {
+        const char *name;
+        size_t value;
+    } sizes[] = {{"vocab_size", c->vocab_size},
+                 {"d_model", c->d_model},
+                 {"d_kv", c->d_kv},
+                 {"d_ff", c->d_ff},
+                 {"num_heads", c->num_heads},
+                 {"num_layers", c->num_layers},
+                 {"num_decoder_layers", c->num_decoder_layers},
+                 {"relative_attention_num_buckets", c->buckets},
+                 {"relative_attention_max_distance", c->max_distance},
+                 {"parameters", model->n_weights}};
+    cJSON_AddStringToObject(json, "model_type", c->model_type);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        cJSON_AddNumberToObject(json, sizes[i].name, (double)sizes[i].value);
+    cJSON_AddStringToObject(json, "feed_forward_proj", c->mlp == MLP_RELU ? "relu" : "gated-gelu");
+    cJSON_AddBoolToObject(json, "tied_head", c->tied_head);
+    cJSON_AddStringToObject(json, "storage", storage);
+    memory = cJSON_AddObjectToObject(json, "memory_bytes");
+    cJSON_AddNumberToObject(memory, "finetune", (double)foretell(o, c, model->n_weights, true, false, false));
+    cJSON_AddNumberToObject(memory, "prompt", (double)foretell(o, c, model->n_weights, false, true, true));
+    cJSON_AddNumberToObject(memory, "promot", (double)foretell(o, c, model->n_weights, true, false, true));
+    cJSON_AddNumberToObject(memory, "eval", (double)foretell_decoding(o, c, model->n_weights));
+    print_json(json);
+}
+
+/* Looks at the headers only: no weight is read, but to see whether a head is the embedding. */
+static int command_info(const Options *o, Error *error)
+{
+    Model model = {0};
+    Checkpoint *checkpoint = NULL;
+    const StoredTensor *shared;
+    int status = option_need(o, OPT_MODEL, error);
+    if (!status) status = config_read(&model.config, o->text[OPT_MODEL], error);
+    if (!status && !(checkpoint = checkpoint_open(o->text[OPT_MODEL], error))) status = -1;
+    if (!status) status = decide_tied_head(&model.config, checkpoint, o->text[OPT_MODEL], error);
+    if (!status) {
+        table_build(&model);
+        for (size_t i = 0; !status && i < model.n_tensors; i++) {
+            const StoredTensor *stored = stored_find(checkpoint, model.tensors[i].name);
+            status =
+                stored ? tensor_check_shape(&model.tensors[i], stored, error)
+                       : error_set(error, EXIT_FAILED, "%s: %s is missing", o->text[OPT_MODEL], model.tensors[i].name);
+        }
+    }
+    if (!status) {
+        shared = stored_find(checkpoint, "shared.weight");
+        (option_true(o, OPT_JSON) ? info_print_json : info_print)(o, &model, dtype_name(shared->dtype));
+    }
+    table_free(&model);
+    free(model.config.json);
+    checkpoint_close(checkpoint);
+    return status;
+}
+
+/* --- promot tokenize */
+
+static int tokenize_line(const Options *o, const Tokenizer *tokenizer, const char *text, size_t line, cJSON *rows,
+                         Error *error)
+{
+    int32_t *ids, eos = tokenizer_eos(tokenizer);
+    size_t count;
+    cJSON *row;
+    if (option_true(o, OPT_DECODE)) {
+        char *decoded;
+        if (parse_ids(text, (size_t)INT32_MAX, input_name(o), line, &ids, &count, error)) return -1;
+        decoded = tokenizer_decode(tokenizer, ids, count, error);
+        free(ids);
+        if (!decoded) return -1;
+        if (rows)
+            cJSON_AddItemToArray(rows, cJSON_CreateString(decoded));
+        else
+            print_line(decoded);
+        free(decoded);
+        return 0;
+    }
+    if (tokenizer_encode(tokenizer, text, strlen(text), &ids, &count, error)) return -1;
+    if (option_true(o, OPT_EOS)) {
+        ids = host_grow(ids, count + 1, sizeof *ids);
+        ids[count++] = eos;
+    }
+    row = rows ? cJSON_CreateArray() : NULL;
+    for (size_t i = 0; i < count; i++) {
+        bool pieces = option_true(o, OPT_PIECES);
+        const char *piece = tokenizer_piece(tokenizer, ids[i]);
+        if (rows)
+            cJSON_AddItemToArray(row, pieces ? cJSON_CreateString(piece) : cJSON_CreateNumber(ids[i]));
+        else if (pieces)
+            printf(i ? " %s" : "%s", piece);
+        else
+            printf(i ? " %d" : "%d", (int)ids[i]);
+    }
+    if (rows)
+        cJSON_AddItemToArray(rows, row);
+    else
+        putchar('\n');
+    free(ids);
+    return 0;
+}
+
+static int command_tokenize(const Options *o, Error *error)
+{
+    Tokenizer *tokenizer;
+    Lines lines;
+    cJSON *json = NULL, *rows = NULL;
+    int status;
+    if (option_need(o, OPT_MODEL, error) || !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) return -1;
+    status =
+        option_true(o, OPT_EOS) && tokenizer_eos(tokenizer) < 0
+            ? error_set(error, EXIT_FAILED, "%s/spiece.model: --eos: the vocabulary has no </s>", o->text[OPT_MODEL])
+            : 0;
+    if (!status) status = read_input_lines(o, &lines, error);
+    if (!status) {
+        if (option_true(o, OPT_JSON)) json = cJSON_CreateObject(), rows = cJSON_AddArrayToObject(json, "lines");
+        for (size_t i = 0; !status && i < lines.count; i++)
+            status = tokenize_line(o, tokenizer, lines.text[i], i + 1, rows, error);
+        lines_free(&lines);
+    }
+    if (!status && json)
+        print_json(json);
+    else
+        cJSON_Delete(json);
+    tokenizer_close(tokenizer);
+    return status;
+}
+
+/* --- promot generate */
+
+static int generate_read_inputs(const Options *o, const Model *model, const Tokenizer *tokenizer, const Lines *lines,
+                                TokenExample *inputs, Error *error)
+{
+    for (size_t i = 0; i < lines->count; i++) {
+        int32_t *ids;
+        size_t count;
+        bool cut;
+        int status =
+            option_true(o, OPT_IDS_IN)
+                ? parse_ids(lines->text[i], model->config.vocab_size, input_name(o), i + 1, &ids, &count, error)
+                : encode_with_eos(tokenizer, model->config.eos, lines->text[i], 0, &ids, &count, &cut, error);
+        if (status) return -1;
+        inputs[i] =
+            (TokenExample){.input = ids, .input_length = count, .prompt = o->text[OPT_PROMPT] ? 0 : -1, .number = i};
+        if (count == 0)
+            return error_set(error, EXIT_USAGE, "%s:%zu: expected ids, found an empty line", input_name(o), i + 1);
+    }
+    return 0;
+}
+
+/* The ids of an output as they are printed: pads dropped. */
+static char *ids_text(const Hypothesis *h, int32_t pad)
+{
+    char *text = host_alloc(h->length * 12 + 1, 1);
+    size_t at = 0;
+    for (size_t i = 0; i < h->length; i++)
+        if (h->ids[i] != pad) at += (size_t)sprintf(text + at, at ? " %d" : "%d", (int)h->ids[i]);
+    return text;
+}
+
+static int generate_print(const Options *o, const Model *model, const Tokenizer *tokenizer, const Hypothesis *outputs,
+                          size_t count, Error *error)
+{
+    size_t n_best = option_size(o, OPT_N_BEST);
+    cJSON *json = option_true(o, OPT_JSON) ? cJSON_CreateObject() : NULL,
+          *rows = json ? cJSON_AddArrayToObject(json, "outputs") : NULL;
+    for (size_t i = 0; i < count * n_best; i++) {
+        const Hypothesis *h = &outputs[i];
+        char *text = option_true(o, OPT_IDS_OUT) ? ids_text(h, model->config.pad)
+                                                 : tokenizer_decode(tokenizer, h->ids, h->length, error);
+        if (!text) {
+            cJSON_Delete(json);
+            return -1;
+        }
+        if (json) {
+            cJSON *row = cJSON_CreateObject();
+            cJSON_AddNumberToObject(row, "input", (double)(i / n_best));
+            cJSON_AddNumberToObject(row, "score", h->score);
+            cJSON_AddStringToObject(row, option_true(o, OPT_IDS_OUT) ? "ids" : "text", text);
+            cJSON_AddItemToArray(rows, row);
+        } else {
+            if (option_true(o, OPT_SCORES)) printf("%.6f\t", h->score);
+            print_line(text);
+        }
+        free(text);
+    }
+    if (json) print_json(json);
+    return 0;
+}
+
+static int generate_with(const Options *o, const Model *model, const Tokenizer *tokenizer, Error *error)
+{
+    DecodeSettings settings = decode_settings(o, option_size(o, OPT_MAX_LENGTH));
+    Prompts prompts = {0};
+    Progress progress = progress_begin(true, 0);
+    TokenExample *inputs;
+    Hypothesis *outputs;
+    Lines lines;
+    int status = o->text[OPT_PROMPT] ? prompts_open(&prompts, model, o->text[OPT_PROMPT], error) : 0;
+    if (status || read_input_lines(o, &lines, error)) {
+        prompts_free(&prompts);
+        return -1;
+    }
+    inputs = host_alloc(lines.count, sizeof *inputs);
+    outputs = host_alloc(lines.count * settings.n_best, sizeof *outputs);
+    status = generate_read_inputs(o, model, tokenizer, &lines, inputs, error);
+    if (!status)
+        status = decode(model, o->text[OPT_PROMPT] ? &prompts : NULL, inputs, lines.count, &settings, outputs,
+                        evaluate_progress, &progress, error);
+    if (!status) status = generate_print(o, model, tokenizer, outputs, lines.count, error);
+    for (size_t i = 0; i < lines.count; i++) free((int32_t *)inputs[i].input);
+    hypotheses_free(outputs, lines.count * settings.n_best);
+    free(inputs);
+    lines_free(&lines);
+    prompts_free(&prompts);
+    return status;
+}
+
+static int command_generate(const Options *o, Error *error)
+{
+    bool needs_text = !option_true(o, OPT_IDS_IN) || !option_true(o, OPT_IDS_OUT);
+    Device *dev = NULL;
+    Model *model = NULL;
+    Tokenizer *tokenizer = NULL;
+    int status = option_need(o, OPT_MODEL, error);
+    if (!status && option_size(o, OPT_N_BEST) > (option_true(o, OPT_SAMPLE) ? 1 : option_size(o, OPT_BEAMS)))
+        status = error_set(error, EXIT_USAGE, "--n-best: expected at most the number of beams, found %s",
+                           o->text[OPT_N_BEST]);
+    if (!status && !(dev = device_from_options(o, error))) status = -1;
+    if (!status && !(model = open_model(o, dev, error))) status = -1;
+    if (!status && needs_text && !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) status = -1;
+    if (!status && tokenizer) status = check_vocabulary(tokenizer, model, o->text[OPT_MODEL], error);
+    if (!status) status = generate_with(o, model, tokenizer, error);
+    tokenizer_close(tokenizer);
+    model_close(model);
+    device_close(dev);
+    return status;
+}
+
+/* --- promot score */
+
+/* One line of a .jsonl: a JSON list of texts. */
+static int parse_reference_list(const char *line, const char *path, size_t number, References *out, Error *error)
+{
+    cJSON *json = cJSON_Parse(line);
+    const cJSON *item;
+    const char **texts;
+    if (!cJSON_IsArray(json) || cJSON_GetArraySize(json) == 0) {
+        cJSON_Delete(json);
+        return error_set(error, EXIT_USAGE, "%s:%zu: expected a JSON list of one or more texts, found %.40s", path,
+                         number, line);
+    }
+    texts = host_alloc((size_t)cJSON_GetArraySize(json), sizeof *texts);
+    *out = (References){.texts = texts};
+    cJSON_ArrayForEach(item, json)
+    {
+        if (!cJSON_IsString(item)) {
+            cJSON_Delete(json);
+            return error_set(error, EXIT_USAGE, "%s:%zu: expected texts in the list, found %.40s", path, number, line);
+        }
+        texts[out->count++] = text_format("%s", item->valuestring);
+    }
+    cJSON_Delete(json);
+    return 0;
+}
+
+static int read_references(const char *path, const Lines *lines, References *out, Error *error)
+{
+    const char *dot = strrchr(path, '.');
+    bool lists = dot && strcmp(dot, ".jsonl") == 0;
+    for (size_t i = 0; i < lines->count; i++) {
+        const char **texts;
+        if (lists) {
+            if (parse_reference_list(lines->text[i], path, i + 1, &out[i], error)) return -1;
+            continue;
+        }
+        texts = host_alloc(1, sizeof *texts);
+        texts[0] = text_format("%s", lines->text[i]);
+        out[i] = (References){texts, 1};
+    }
+    return 0;
+}
+
+static void score_print(const Options *o, Metric metric, const MetricResult *r)
+{
+    cJSON *json;
+    if (!option_true(o, OPT_JSON)) {
+        printf("%s %.4f\n", metric_name(metric), r->score);
+        return;
+    }
+    json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "metric", metric_name(metric));
+    cJSON_AddNumberToObject(json, "score", r->score);
+    cJSON_AddNumberToObject(json, "n", (double)r->n);
+    if (metric == METRIC_BLEU || metric == METRIC_BLEU_13A) {
+        cJSON_AddItemToObject(json, "precisions", cJSON_CreateDoubleArray(r->precisions, 4));
+        cJSON_AddNumberToObject(json, "bp", r->bp);
+        cJSON_AddNumberToObject(json, "sys_len", (double)r->sys_len);
+        cJSON_AddNumberToObject(json, "ref_len", (double)r->ref_len);
+    } else if (metric >= METRIC_ROUGE1 && metric <= METRIC_ROUGELSUM) {
+        cJSON_AddNumberToObject(json, "precision", r->precision);
+        cJSON_AddNumberToObject(json, "recall", r->recall);
+        cJSON_AddNumberToObject(json, "fmeasure", r->fmeasure);
+    }
+    print_json(json);
+}
+
+static int score_files(const Options *o, Metric metric, const Lines *predictions, const Lines *reference_lines,
+                       Error *error)
+{
+    References *references = host_alloc(reference_lines->count, sizeof *references);
+    MetricResult result;
+    int status = 0;
+    if (predictions->count != reference_lines->count)
+        status = error_set(error, EXIT_USAGE, "%s: lines (expected %zu as in %s, found %zu)", o->text[OPT_REFERENCES],
+                           predictions->count, o->text[OPT_PREDICTIONS], reference_lines->count);
+    else if (predictions->count == 0)
+        status = error_set(error, EXIT_USAGE, "%s: expected a prediction a line, found an empty file",
+                           o->text[OPT_PREDICTIONS]);
+    if (!status) status = read_references(o->text[OPT_REFERENCES], reference_lines, references, error);
+    if (!status)
+        status = metric_compute(metric, (const char *const *)predictions->text, references, predictions->count, &result,
+                                error);
+    if (!status) score_print(o, metric, &result);
+    for (size_t i = 0; i < reference_lines->count; i++) {
+        for (size_t k = 0; k < references[i].count; k++) free((char *)references[i].texts[k]);
+        free((void *)references[i].texts);
+    }
+    free(references);
+    return status;
+}
+
+static int command_score(const Options *o, Error *error)
+{
+    Lines predictions, references;
+    Metric metric;
+    int status;
+    if (option_need(o, OPT_METRIC, error) || option_need(o, OPT_PREDICTIONS, error) ||
+        option_need(o, OPT_REFERENCES, error))
+        return -1;
+    if (metric_by_name(&metric, o->text[OPT_METRIC]))
+        return error_set(error, EXIT_USAGE, "--metric: expected %s, found %s", options[OPT_METRIC].help,
+                         o->text[OPT_METRIC]);
+    if (lines_read(&predictions, o->text[OPT_PREDICTIONS], error)) return -1;
+    if (lines_read(&references, o->text[OPT_REFERENCES], error)) {
+        lines_free(&predictions);
+        return -1;
+    }
+    status = score_files(o, metric, &predictions, &references, error);
+    lines_free(&predictions);
+    lines_free(&references);
+    return status;
+}
+
+/* --- promot dump */
+
+/* The padded batch of a dump, as examples. */
+typedef struct {
+    size_t B, S, T;
+    int32_t *ids; /* behind the examples */
+    TokenExample *examples;
+    float *prompt; /* [P, D], or NULL */
+    size_t P;
+} DumpBatch;
+
+/* One row of ids, whose padding may only be at its end; returns its length, 0 on an error. */
+static size_t dump_row(const int64_t *row, size_t width, size_t vocab_size, const char *path, const char *name,
+                       size_t number, int32_t *out, Error *error)
+{
+    size_t length = width;
+    while (length > 0 && row[length - 1] == 0) length--;
+    if (length == 0)
+        error_set(error, EXIT_USAGE, "%s: %s: row %zu (expected ids, found only padding)", path, name, number);
+    for (size_t i = 0; i < length; i++) {
+        if (row[i] <= 0 || (uint64_t)row[i] >= vocab_size) {
+            error_set(error, EXIT_USAGE, "%s: %s: row %zu, column %zu (expected an id from 1 to %zu, found %lld)", path,
+                      name, number, i, vocab_size - 1, (long long)row[i]);
+            return 0;
+        }
+        out[i] = (int32_t)row[i];
+    }
+    return length;
+}
+
+static const StoredTensor *dump_find(const Checkpoint *in, const char *path, const char *name, Error *error)
+{
+    const StoredTensor *stored = checkpoint_find(in, name);
+    if (!stored)
+        error_set(error, EXIT_USAGE, "%s: %s is missing", path, name);
+    else if (stored->n_dims != 2 || stored->numel == 0)
+        error_set(error, EXIT_USAGE,
+                  "%s: %s (expected two dimensions with something in them, found %zu dimensions and %zu elements)",
+                  path, name, stored->n_dims, stored->numel);
+    else
+        return stored;
+    return NULL;
+}
+
+static int dump_read_prompt(DumpBatch *batch, const Model *model, const Checkpoint *in, const char *path, Error *error)
+{
+    const StoredTensor *prompt = checkpoint_find(in, "prompt");
+    size_t D = model->config.d_model;
+    if (!prompt) return 0;
+    if (prompt->n_dims != 2 || prompt->numel == 0 || prompt->shape[1] != D)
+        return error_set(error, EXIT_USAGE, "%s: prompt (expected [P, %zu], found %zu dimensions and %zu elements)",
+                         path, D, prompt->n_dims, prompt->numel);
+    batch->P = prompt->shape[0];
+    batch->prompt = host_alloc(prompt->numel, sizeof *batch->prompt);
+    if (stored_tensor_read_float(prompt, 0, prompt->numel, batch->prompt, error)) return -1;
+    for (size_t i = 0; i < prompt->numel; i++)
+        if (!isfinite(batch->prompt[i]))
+            return error_set(error, EXIT_USAGE, "%s: prompt: element %zu is not a number", path, i);
+    return 0;
+}
+
+static int dump_read(DumpBatch *batch, const Model *model, const char *path, Error *error)
+{
+    Checkpoint *in = checkpoint_open(path, error);
+    const StoredTensor *inputs, *labels;
+    size_t V = model->config.vocab_size;
+    int64_t *raw;
+    int status = 0;
+    if (!in) return -1;
+    if (!(inputs = dump_find(in, path, "input_ids", error)) || !(labels = dump_find(in, path, "labels", error))) {
+        checkpoint_close(in);
+        return -1;
+    }
+    *batch = (DumpBatch){.B = inputs->shape[0], .S = inputs->shape[1], .T = labels->shape[1]};
+    if (labels->shape[0] != batch->B)
+        status = error_set(error, EXIT_USAGE, "%s: labels: rows (expected %zu as in input_ids, found %zu)", path,
+                           batch->B, labels->shape[0]);
+    raw = host_alloc(inputs->numel + labels->numel, sizeof *raw);
+    batch->ids = host_alloc(inputs->numel + labels->numel, sizeof *batch->ids);
+    batch->examples = host_alloc(batch->B, sizeof *batch->examples);
+    if (!status) status = stored_tensor_read_int(inputs, 0, inputs->numel, raw, error);
+    if (!status) status = stored_tensor_read_int(labels, 0, labels->numel, raw + inputs->numel, error);
+    if (!status) status = dump_read_prompt(batch, model, in, path, error);
+    for (size_t b = 0; !status && b < batch->B; b++) {
+        TokenExample *e = &batch->examples[b];
+        int32_t *input = batch->ids + b * batch->S, *target = batch->ids + inputs->numel + b * batch->T;
+        e->input_length = dump_row(raw + b * batch->S, batch->S, V, path, "input_ids", b, input, error);
+        if (e->input_length)
+            e->target_length =
+                dump_row(raw + inputs->numel + b * batch->T, batch->T, V, path, "labels", b, target, error);
+        if (!e->input_length || !e->target_length) status = -1;
+        e->input = input;
+        e->target = target;
+        e->prompt = batch->prompt ? 0 : -1;
+    }
+    free(raw);
+    checkpoint_close(in);
+    return status;
+}
+
+static void dump_batch_free(DumpBatch *batch)
+{
+    free(batch->ids);
+    free(batch->examples);
+    free(batch->prompt);
+}
+
+static int append_zeros(SafetensorsWriter *writer, size_t n, Error *error)
+{
+    float *zeros = host_alloc(TRANSFER, sizeof *zeros);
+    int status = 0;
+    for (size_t done = 0; !status && done < n; done += TRANSFER)
+        status = safetensors_append(writer, zeros, min_size(TRANSFER, n - done) * sizeof *zeros, error);
+    free(zeros);
+    return status;
+}
+
+static int append_activations(SafetensorsWriter *writer, Device *dev, const act_t *x, size_t n, Error *error)
+{
+    float *host = host_alloc(n, sizeof *host);
+    int status;
+    activations_download(dev, host, x, n);
+    status = safetensors_append(writer, host, n * sizeof *host, error);
+    free(host);
+    return status;
+}
+
+/* logits [B,T,V]: the head once more, a chunk of rows at a time; zeros at padding. */
+static int dump_logits(SafetensorsWriter *writer, Pass *pass, const DumpBatch *batch, Error *error)
+{
+    const Model *model = pass->model;
+    size_t D = model->config.d_model, V = model->config.vocab_size, row = 0;
+    int status = 0;
+    for (size_t b = 0; !status && b < batch->B; b++) {
+        size_t length = batch->examples[b].target_length;
+        for (size_t first = 0; !status && first < length; first += pass->logits_rows) {
+            size_t n = min_size(pass->logits_rows, length - first);
+            linear_forward(model->dev, pass->logits, pass->decoder.out + (row + first) * D, model->head->data, n, D, V);
+            status = append_activations(writer, model->dev, pass->logits, n * V, error);
+        }
+        if (!status) status = append_zeros(writer, (batch->T - length) * V, error);
+        row += length;
+    }
+    return status;
+}
+
+static int dump_encoder_output(SafetensorsWriter *writer, const Pass *pass, const DumpBatch *batch, Error *error)
+{
+    size_t D = pass->model->config.d_model, row = 0;
+    int status = 0;
+    for (size_t b = 0; !status && b < batch->B; b++) {
+        size_t length = batch->P + batch->examples[b].input_length;
+        status = append_activations(writer, pass->model->dev, pass->encoder.out + row * D, length * D, error);
+        if (!status) status = append_zeros(writer, (batch->P + batch->S - length) * D, error);
+        row += length;
+    }
+    return status;
+}
+
+/* What a dump does: the options, as the engine takes them. */
+typedef struct {
+    Stage stage;
+    size_t steps;
+} DumpPlan;
+
+static AdafactorSettings adafactor_settings(const Options *o, double learning_rate, double weight_decay, bool scale,
+                                            const char *schedule, int64_t steps)
+{
+    static const char *const names[] = {"constant", "warmup", "rsqrt", "linear"};
+    AdafactorSettings s = {.learning_rate = learning_rate,
+                           .decay_rate = option_real(o, OPT_DECAY_RATE),
+                           .clip = option_real(o, OPT_CLIP),
+                           .weight_decay = weight_decay,
+                           .scale_by_parameter = scale,
+                           .first_step = (int64_t)option_real(o, OPT_OPTIMIZER_STEP),
+                           .warmup = o->text[OPT_WARMUP] ? (int64_t)option_real(o, OPT_WARMUP) : 0,
+                           .total_steps = steps};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(schedule, names[i]) == 0) s.schedule = (Schedule)i;
+    return s;
+}
+
+static TensorSpec *dump_specs(const Model *model, const DumpBatch *batch, const DumpPlan *plan, size_t *count)
+{
+    const T5Config *c = &model->config;
+    TensorSpec *grads = model_specs(model, "grad/"), *params = model_specs(model, "param/"),
+               *specs = host_alloc(2 * model->n_tensors + 6, sizeof *specs);
+    size_t n = 0;
+    specs[n++] = (TensorSpec){text_format("loss"), DTYPE_F32, 1, {1}};
+    specs[n++] = (TensorSpec){text_format("logits"), DTYPE_F32, 3, {batch->B, batch->T, c->vocab_size}};
+    specs[n++] = (TensorSpec){text_format("encoder_output"), DTYPE_F32, 3, {batch->B, batch->P + batch->S, c->d_model}};
+    memcpy(specs + n, grads, model->n_tensors * sizeof *specs);
+    n += model->n_tensors;
+    if (batch->prompt) specs[n++] = (TensorSpec){text_format("grad/prompt"), DTYPE_F32, 2, {batch->P, c->d_model}};
+    if (plan->steps) {
+        specs[n++] = (TensorSpec){text_format("losses"), DTYPE_F32, 1, {plan->steps}};
+        if (plan->stage.trains_model)
+            memcpy(specs + n, params, model->n_tensors * sizeof *specs), n += model->n_tensors;
+        else
+            specs_free(params, model->n_tensors), params = NULL;
+        if (plan->stage.trains_prompts)
+            specs[n++] = (TensorSpec){text_format("param/prompt"), DTYPE_F32, 2, {batch->P, c->d_model}};
+    } else {
+        specs_free(params, model->n_tensors);
+        params = NULL;
+    }
+    free(grads);
+    free(params);
+    *count = n;
+    return specs;
+}
+
+/* The first pass's results. */
+static int dump_write_first(SafetensorsWriter *writer, Pass *pass, const Gradients *grads, const DumpBatch *batch,
+                            double loss, Error *error)
+{
+    const Model *model = pass->model;
+    float loss_f = (float)loss;
+    int status = safetensors_append(writer, &loss_f, sizeof loss_f, error);
+    if (!status) status = dump_logits(writer, pass, batch, error);
+    if (!status) status = dump_encoder_output(writer, pass, batch, error);
+    for (size_t i = 0; !status && i < model->n_tensors; i++) {
+        const Tensor *t = &model->tensors[i];
+        status = moments_append(writer, model->dev, gradient_place(grads, model, t), t->rows * t->columns, error);
+    }
+    if (!status && batch->prompt)
+        status = moments_append(writer, model->dev, grads->prompts, batch->P * model->config.d_model, error);
+    return status;
+}
+
+/* Forward, backward, and the updates; everything is written as it comes. */
+static int dump_run(SafetensorsWriter *writer, Model *model, Prompts *prompts, const DumpBatch *in,
+                    const DumpPlan *plan, Error *error)
+{
+    const Prompts *attached = in->prompt ? prompts : NULL;
+    GradientPlan gradients = {
+        .model = true, .prompts = in->prompt != NULL, .keep = true, .n_touched = model->config.vocab_size};
+    float *losses = host_alloc(plan->steps, sizeof *losses);
+    Adafactor adafactor = {0};
+    Gradients grads;
+    char *memory = NULL;
+    Batch batch = {0};
+    Pass pass = {0};
+    int status = adafactor_create(&adafactor, model, attached, plan->stage.trains_model ? &plan->stage.model : NULL,
+                                  plan->stage.trains_prompts ? &plan->stage.prompt : NULL, error);
+    if (!status) status = gradients_create(&grads, &memory, model, &gradients, in->P, error);
+    if (!status) status = batch_build(&batch, model, in->examples, in->B, in->P, in->prompt != NULL, 0, NULL, 0, error);
+    if (!status) status = pass_prepare(&pass, model, attached, &batch, PASS_TRAIN, error);
+    for (size_t step = 0; !status && step < max_size(1, plan->steps); step++) {
+        double loss = t5_loss(&pass, &plan->stage.loss, &grads);
+        if (!isfinite(loss)) status = error_set(error, EXIT_FAILED, "dump: the loss of step %zu is not a number", step);
+        if (!status && step == 0) status = dump_write_first(writer, &pass, &grads, in, loss, error);
+        if (status || !plan->steps) break;
+        losses[step] = (float)loss;
+        adafactor_begin_step(&adafactor, (int64_t)step, &batch);
+        adafactor_update_kept(&adafactor, &grads, attached);
+    }
+    if (!status && plan->steps) status = safetensors_append(writer, losses, plan->steps * sizeof *losses, error);
+    if (!status && plan->steps && plan->stage.trains_model)
+        status = weights_append(writer, model->dev, model->weights, model->n_weights, error);
+    if (!status && plan->steps && plan->stage.trains_prompts)
+        status = weights_append(writer, model->dev, prompts->rows, in->P * model->config.d_model, error);
+    adafactor_free(&adafactor);
+    device_free(memory);
+    batch_free(&batch);
+    pass_free(&pass);
+    free(losses);
+    return status;
+}
+
+static int dump_plan(const Options *o, const DumpBatch *batch, DumpPlan *plan, Error *error)
+{
+    const char *train = o->text[OPT_DUMP_TRAIN];
+    *plan = (DumpPlan){.steps = option_size(o, OPT_DUMP_STEPS)};
+    plan->stage.trains_model = strcmp(train, "prompt") != 0;
+    plan->stage.trains_prompts = strcmp(train, "model") != 0;
+    if (plan->stage.trains_prompts && !batch->prompt)
+        return error_set(error, EXIT_USAGE, "--train %s: expected a prompt in %s", train, o->text[OPT_BATCH_FILE]);
+    plan->stage.loss = (LossSettings){.label_smoothing = (float)option_real(o, OPT_PLAIN_SMOOTHING),
+                                      .z_loss = (float)option_real(o, OPT_Z_LOSS)};
+    plan->stage.model = plan->stage.prompt = adafactor_settings(
+        o, option_real(o, OPT_LR), option_real(o, OPT_WEIGHT_DECAY), option_true(o, OPT_SCALE), "constant", 0);
+    return parse_normalizer(o, &plan->stage.loss.scale, error);
+}
+
+static int dump_with(const Options *o, Model *model, Error *error)
+{
+    DumpBatch batch = {0};
+    DumpPlan plan;
+    Prompts prompts = {0};
+    TensorSpec *specs;
+    SafetensorsWriter *writer;
+    size_t n_specs;
+    int status = dump_read(&batch, model, o->text[OPT_BATCH_FILE], error);
+    if (!status) status = dump_plan(o, &batch, &plan, error);
+    if (!status && batch.prompt) {
+        status = prompts_allocate(&prompts, model, 1, batch.P, error);
+        if (!status) weights_upload(model->dev, prompts.rows, batch.prompt, batch.P * model->config.d_model);
+    }
+    if (!status) {
+        specs = dump_specs(model, &batch, &plan, &n_specs);
+        writer = safetensors_create(o->text[OPT_OUT], specs, n_specs, error);
+        specs_free(specs, n_specs);
+        status = writer ? dump_run(writer, model, &prompts, &batch, &plan, error) : -1;
+        if (writer && !status)
+            status = safetensors_commit(writer, error);
+        else if (writer)
+            safetensors_abandon(writer);
+    }
+    prompts_free(&prompts);
+    dump_batch_free(&batch);
+    return status;
+}
+
+static int command_dump(const Options *o, Error *error)
+{
+    Device *dev = NULL;
+    Model *model = NULL;
+    int status = option_need(o, OPT_BATCH_FILE, error) || option_need(o, OPT_OUT, error) ? -1 : 0;
+    if (!status && !(dev = device_open((int)option_size(o, OPT_THREADS), MATMUL_FP32, error))) status = -1;
+    if (!status && !(model = open_model(o, dev, error))) status = -1;
+    if (!status) status = dump_with(o, model, error);
+    model_close(model);
+    device_close(dev);
+    return status;
+}
+
+/* --- tasks of the command line: shared by train and eval */
+
+/* One --task: its name, and where its splits are. */
+typedef struct {
+    char *name;
+    const char *path, *train, *dev;
+    Task *task;
+    TaskData data;
+} TaskArgument;
+
+static void task_arguments_free(TaskArgument *tasks, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        split_free(&tasks[i].data.train);
+        split_free(&tasks[i].data.dev);
+        task_free(tasks[i].task);
+        free(tasks[i].name);
+    }
+    free(tasks);
+}
+
+/* The task of a name: an own one from a --task-file that has this name, or a built-in one. */
+static Task *find_task(const Options *o, const char *name, Error *error)
+{
+    for (size_t i = 0; i < o->n_list[OPT_TASK_FILE]; i++) {
+        Task *task = task_from_file(o->list[OPT_TASK_FILE][i], error);
+        if (!task || strcmp(task_name(task), name) == 0) return task;
+        task_free(task);
+    }
+    return task_builtin(name, error);
+}
+
+/* NAME=PATH, NAME.train=FILE or NAME.dev=FILE: one TaskArgument for each NAME, in the order of the command line. */
+static int parse_task_arguments(const Options *o, TaskArgument **tasks, size_t *count, Error *error)
+{
+    *tasks = host_alloc(o->n_list[OPT_TASK], sizeof **tasks);
+    *count = 0;
+    if (!o->n_list[OPT_TASK]) return error_set(error, EXIT_USAGE, "%s: --task NAME=PATH is needed", o->command);
+    for (size_t i = 0; i < o->n_list[OPT_TASK]; i++) {
+        const char *argument = o->list[OPT_TASK][i], *equals = strchr(argument, '='), *dot, **place;
+        TaskArgument *task = NULL;
+        char *name;
+        if (!equals || equals == argument || !equals[1])
+            return error_set(error, EXIT_USAGE, "--task: expected NAME=PATH, found %s", argument);
+        name = text_format("%.*s", (int)(equals - argument), argument);
+        dot = strrchr(name, '.');
+        if (dot && strcmp(dot, ".train") != 0 && strcmp(dot, ".dev") != 0) dot = NULL;
+        for (size_t t = 0; t < *count; t++)
+            if (strlen((*tasks)[t].name) == (dot ? (size_t)(dot - name) : strlen(name)) &&
+                strncmp((*tasks)[t].name, name, strlen((*tasks)[t].name)) == 0)
+                task = &(*tasks)[t];
+        if (!task) {
+            task = &(*tasks)[(*count)++];
+            task->name = text_format("%.*s", dot ? (int)(dot - name) : (int)strlen(name), name);
+        }
+        place = !dot ? &task->path : strcmp(dot, ".train") == 0 ? &task->train : &task->dev;
+        free(name);
+        if (*place)
+            return error_set(error, EXIT_USAGE, "--task: expected each split of a task once, found %s again", argument);
+        *place = equals + 1;
+        if (!task->task && !(task->task = find_task(o, task->name, error))) return -1;
+    }
+    return 0;
+}
+
+static int read_split(const TaskArgument *task, Split split, size_t limit, TaskSplit *out, Error *error)
+{
+    const char *named = split == SPLIT_TRAIN ? task->train : task->dev;
+    out->task = task->task;
+    if (!named && !task->path)
+        return error_set(error, EXIT_USAGE, "--task: %s.%s=FILE is needed (or %s=PATH)", task->name,
+                         split == SPLIT_TRAIN ? "train" : "dev", task->name);
+    return task_read(task->task, named ? named : task->path, split, limit, &out->examples, error);
+}
+
+static EncodeSettings encode_settings(const Options *o, const Model *model, const Tokenizer *tokenizer,
+                                      const Examples *shown, size_t shots, int prompt)
+{
+    return (EncodeSettings){.tokenizer = tokenizer,
+                            .eos = model->config.eos,
+                            .max_input = option_size(o, OPT_MAX_INPUT),
+                            .max_target = option_size(o, OPT_MAX_TARGET),
+                            .shots = shots,
+                            .shown = shown,
+                            .separator = o->text[OPT_SEPARATOR],
+                            .ending = o->text[OPT_ENDING],
+                            .seed = random_fold(option_size(o, OPT_SEED), 200),
+                            .prompt = prompt};
+}
+
+/* --show N: examples exactly as the model will see them, one JSON object a line. */
+static void show_examples(const char *name, const TaskSplit *split, const Tokenizer *tokenizer, size_t n,
+                          const EncodeSettings *s)
+{
+    for (size_t i = 0; i < n && i < split->examples.count; i++) {
+        const Example *example = &split->examples.items[i];
+        const TokenExample *ids = &split->ids[i];
+        char *input = input_with_shots(s, &split->examples, i);
+        cJSON *json = cJSON_CreateObject();
+        int32_t *full;
+        size_t full_length = 0;
+        Error ignored;
+        cJSON_AddStringToObject(json, "task", name);
+        cJSON_AddStringToObject(json, "id", example->id);
+        cJSON_AddStringToObject(json, "input", input);
+        cJSON_AddItemToObject(json, "targets",
+                              cJSON_CreateStringArray((const char *const *)example->targets, (int)example->n_targets));
+        cJSON_AddItemToObject(json, "input_ids", cJSON_CreateIntArray(ids->input, (int)ids->input_length));
+        cJSON_AddItemToObject(json, "target_ids", cJSON_CreateIntArray(ids->target, (int)ids->target_length));
+        if (tokenizer_encode(tokenizer, input, strlen(input), &full, &full_length, &ignored) == 0) free(full);
+        cJSON_AddNumberToObject(json, "input_ids_cut", (double)(full_length + 1 - ids->input_length));
+        print_json(json);
+        free(input);
+    }
+}
+
+static int parse_count(const char *text, const char *name, size_t *out, Error *error)
+{
+    const Option number = {.name = name, .kind = WHOLE, .least = 0, .most = 1000};
+    if (option_check(&number, text, error)) return -1;
+    *out = (size_t)strtod(text, NULL);
+    return 0;
+}
+
+/* Is `name` one of a comma-separated list? */
+static bool is_listed(const char *list, const char *name)
+{
+    size_t length = strlen(name);
+    for (const char *at = list; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
+        if (strcspn(at, ",") == length && strncmp(at, name, length) == 0) return true;
+    return false;
+}
+
+/* --- promot train and pretrain: the run's directory and settings */
+
+/* The settings of a run, as run.json records them and a resumed run must repeat them. */
+static bool is_recorded(size_t id)
+{
+    return id != OPT_RESUME && id != OPT_QUIET && id != OPT_JSON && id != OPT_HELP && id != OPT_SHOW &&
+           id != OPT_THREADS && id != OPT_OUT;
+}
+
+static char *run_json(const Options *o, const Device *dev)
+{
+    cJSON *json = cJSON_CreateObject(), *settings;
+    char *text;
+    cJSON_AddStringToObject(json, "promot", PROMOT_VERSION);
+    cJSON_AddStringToObject(json, "command", o->command);
+    cJSON_AddStringToObject(json, "compiler", __VERSION__);
+    cJSON_AddNumberToObject(json, "threads", device_threads(dev));
+    settings = cJSON_AddObjectToObject(json, "settings");
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (!(options[i].commands & o->which) || !is_recorded(i)) continue;
+        if (options[i].kind == LIST)
+            cJSON_AddItemToObject(settings, options[i].name, cJSON_CreateStringArray(o->list[i], (int)o->n_list[i]));
+        else if (o->text[i])
+            cJSON_AddStringToObject(settings, options[i].name, o->text[i]);
+    }
+    text = cJSON_Print(json);
+    cJSON_Delete(json);
+    return text;
+}
+
+/* A resumed run takes its settings from run.json; what is given again must be the same. */
+static int recall_settings(Options *o, const char *path, cJSON *settings, Error *error)
+{
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(settings, options[i].name), *entry;
+        if (!(options[i].commands & o->which) || !is_recorded(i)) continue;
+        if (options[i].kind == LIST) {
+            size_t n = (size_t)cJSON_GetArraySize(item), k = 0;
+            const char **list = host_alloc(n, sizeof *list);
+            bool same = n == o->n_list[i];
+            cJSON_ArrayForEach(entry, item)
+            {
+                list[k] = cJSON_IsString(entry) ? entry->valuestring : "";
+                same = same && strcmp(list[k], o->list[i][k]) == 0;
+                k++;
+            }
+            if (o->given[i] && !same) {
+                free(list);
+                return error_set(error, EXIT_USAGE, "--%s: differs from %s (a resumed run keeps its settings)",
+                                 options[i].name, path);
+            }
+            free(o->list[i]);
+            o->list[i] = list;
+            o->n_list[i] = n;
+            continue;
+        }
+        if (o->given[i] && !(cJSON_IsString(item) && strcmp(item->valuestring, o->text[i]) == 0))
+            return error_set(error, EXIT_USAGE,
+                             "--%s %s: differs from %s, which has %s (a resumed run keeps its settings)",
+                             options[i].name, o->text[i], path, cJSON_IsString(item) ? item->valuestring : "nothing");
+        o->text[i] = cJSON_IsString(item) ? item->valuestring : NULL;
+        if (o->text[i] && option_check(&options[i], o->text[i], error)) return -1;
+    }
+    return 0;
+}
+
+/* Reads run.json of a run that is to be resumed. *settings keeps the texts that the options then point into. */
+static int resume_options(Options *o, cJSON **settings, Error *error)
+{
+    char *path = path_join(o->text[OPT_OUT], "run.json"), *text;
+    MappedFile file = {0};
+    cJSON *json;
+    int status = mapped_file_open(&file, path, error);
+    if (!status) {
+        text = text_format("%.*s", (int)file.bytes, (const char *)file.data);
+        json = cJSON_Parse(text);
+        *settings = cJSON_DetachItemFromObjectCaseSensitive(json, "settings");
+        status = cJSON_IsObject(*settings) ? recall_settings(o, path, *settings, error)
+                                           : error_set(error, EXIT_FAILED, "%s: not the settings of a run", path);
+        cJSON_Delete(json);
+        free(text);
+        mapped_file_close(&file);
+    }
+    free(path);
+    return status;
+}
+
+/* Keeps two processes from working on one run: an exclusive lock on run.json while this process lives. */
+static int run_lock(const char *path, Error *error)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) return error_set(error, EXIT_FAILED, "%s: cannot open: %s", path, strerror(errno));
+    if (fcntl(fd, F_SETLK, &lock) != 0) {
+        close(fd);
+        return error_set(error, EXIT_USAGE, "%s: another process is at work on this run", path);
+    }
+    return fd;
+}
+
+/* Begins a run's directory, or checks that it is one to resume. Returns the lock's file descriptor, -1 on an error. */
+static int run_begin(const Options *o, const Device *dev, bool resumed, Error *error)
+{
+    const char *out = o->text[OPT_OUT];
+    char *path = path_join(out, "run.json"), *text;
+    int status = 0;
+    if (!resumed) {
+        status = directory_create(out, error);
+        text = run_json(o, dev);
+        if (!status) status = file_write_text(path, text, error);
+        free(text);
+    }
+    if (!status) status = run_lock(path, error);
+    free(path);
+    return status;
+}
+
+/* A new run needs a directory that is not there; a run to resume has a run.json (an empty directory is begun anew). */
+static int run_find(const Options *o, bool *resumed, Error *error)
+{
+    char *path;
+    *resumed = false;
+    if (option_need(o, OPT_OUT, error)) return -1;
+    path = path_join(o->text[OPT_OUT], "run.json");
+    if (option_true(o, OPT_RESUME)) *resumed = path_exists(path);
+    free(path);
+    if (!*resumed && path_exists(o->text[OPT_OUT]) && !option_true(o, OPT_RESUME))
+        return error_set(error, EXIT_USAGE, "%s: exists already (--resume continues a run)", o->text[OPT_OUT]);
+    return 0;
+}
+
+static bool run_is_done(const Options *o)
+{
+    char *path = path_join(o->text[OPT_OUT], "DONE");
+    bool done = path_exists(path);
+    free(path);
+    return done;
+}
+
+static void print_results(const Options *o, cJSON *results)
+{
+    const cJSON *stage;
+    if (option_true(o, OPT_JSON)) {
+        cJSON_AddStringToObject(results, "run", o->text[OPT_OUT]);
+        print_json(cJSON_Duplicate(results, true));
+        return;
+    }
+    printf("%-12s %8s %10s %8s\n", "stage", "steps", "best step", "dev");
+    cJSON_ArrayForEach(stage, cJSON_GetObjectItemCaseSensitive(results, "stages"))
+    {
+        const cJSON *dev = cJSON_GetObjectItemCaseSensitive(stage, "dev");
+        printf("%-12s %8.0f %10.0f ", cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(stage, "stage")),
+               cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(stage, "steps")),
+               cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(stage, "best_step")));
+        if (dev)
+            printf("%8.2f\n", dev->valuedouble);
+        else
+            printf("%8s\n", "-");
+    }
+}
+
+/* A run that is done: prints what it found, and removes what a kill after its end may have left. */
+static int print_done(const Options *o, Error *error)
+{
+    char *path = path_join(o->text[OPT_OUT], "DONE"), *checkpoints = path_join(o->text[OPT_OUT], "checkpoints"), *text;
+    MappedFile file = {0};
+    cJSON *results;
+    int status = mapped_file_open(&file, path, error);
+    if (!status) {
+        text = text_format("%.*s", (int)file.bytes, (const char *)file.data);
+        results = cJSON_Parse(text);
+        if (cJSON_IsObject(results))
+            print_results(o, results);
+        else
+            status = error_set(error, EXIT_FAILED, "%s: not the results of a run", path);
+        cJSON_Delete(results);
+        free(text);
+        mapped_file_close(&file);
+    }
+    if (!status) status = directory_remove(checkpoints, error);
+    free(path);
+    free(checkpoints);
+    return status;
+}
+
+/* --- what is told before a long job */
+
+/* What this machine does in large matrix products, in FLOP/s: one of a typical layer's shape, tried for a moment. */
+static double measure_flops(Device *dev)
+{
+    enum { ROWS = 512, IN = 512, OUT = 2048 };
+    const double tried_seconds = 0.05;
+    act_t *x = device_alloc(ROWS * IN * sizeof *x), *y = device_alloc(ROWS * OUT * sizeof *y);
+    weight_t *w = device_alloc(OUT * IN * sizeof *w);
+    double begun, elapsed = 0, flops = 0;
+    if (x && y && w) {
+        device_clear(dev, x, ROWS * IN * sizeof *x);
+        device_clear(dev, w, OUT * IN * sizeof *w);
+        linear_forward(dev, y, x, w, ROWS, IN, OUT);
+        for (begun = seconds_now(); elapsed < tried_seconds; elapsed = seconds_now() - begun) {
+            linear_forward(dev, y, x, w, ROWS, IN, OUT);
+            flops += 2.0 * ROWS * IN * OUT;
+        }
+    }
+    device_free(x);
+    device_free(y);
+    device_free(w);
+    return elapsed > 0 ? flops / elapsed : 1e9;
+}
+
+/* Says what each stage will take, and refuses what cannot fit. */
+static int announce(const Options *o, const Run *run, Error *error)
+{
+    const double share_of_matmul = 0.7; /* what a whole step reaches of the speed of its matrix products */
+    const T5Config *c = &run->model->config;
+    size_t available = memory_available(), P = run->prompts.length, weights = run->model->n_weights * sizeof(weight_t);
+    double speed = measure_flops(run->model->dev) * share_of_matmul;
+    for (size_t s = 0; s < run->n_stages; s++) {
+        const Stage *stage = &run->stages[s];
+        size_t source_rows, target_rows, all_source, all_target, bytes, prompt_length = stage->uses_prompts ? P : 0;
+        size_t sample = min_size(run->source.count, 1000);
+        double flops, seconds;
+        if (!run->source.examples) continue;
+        largest_batch(run->source.examples, run->source.count, run->batch, prompt_length, &all_source, &all_target);
+        largest_batch(run->source.examples, run->source.count, run->micro, prompt_length, &source_rows, &target_rows);
+        bytes = PROCESS_BYTES + training_bytes(c, run->model->n_weights, run->prompts.count * P, stage->trains_model,
+                                               stage->trains_prompts, source_rows, target_rows, all_source + all_target,
+                                               run->micro < run->batch);
+        flops = forward_flops(c, run->source.examples, sample, prompt_length) / (double)sample * (double)run->batch *
+                (stage->trains_model ? 3 : 2);
+        seconds = flops / speed * (double)(stage->steps - (s == run->stage ? run->step : 0));
+        if (!run->quiet && s >= run->stage)
+            fprintf(stderr,
+                    "stage %s: %lld steps of %zu examples, %.2f GB of memory at most, about %.2f s a step, %.0f min "
+                    "%02.0f s in all\n",
+                    stage->name, (long long)stage->steps, run->batch, (double)bytes / 1e9, flops / speed,
+                    floor(seconds / 60), fmod(seconds, 60));
+        if (available && bytes - weights > available)
+            return error_set(error, EXIT_FAILED,
+                             "memory: stage %s needs %.1f GB (there are %.1f GB; --micro-batch below %zu needs less)",
+                             stage->name, (double)bytes / 1e9, (double)(available + weights) / 1e9, run->micro);
+    }
+    if (!run->quiet && !o->given[OPT_QUIET])
+        for (size_t i = 0; i < run->n_tasks; i++)
+            if (run->tasks[i].train.n_cut)
+                fprintf(stderr, "warning: %s: %zu of %zu training examples were longer than allowed and are cut\n",
+                        run->tasks[i].name, run->tasks[i].train.n_cut, run->tasks[i].train.examples.count);
+    return 0;
+}
+
+/* --- promot train */
+
+static Stage prompt_stage(const Options *o)
+{
+    Stage stage = {.name = "prompt",
+                   .trains_prompts = true,
+                   .uses_prompts = true,
+                   .steps = (int64_t)option_real(o, OPT_PROMPT_STEPS),
+                   .checkpoint_every = (int64_t)option_real(o, OPT_PROMPT_CHECKPOINT),
+                   .dropout = (float)option_real(o, OPT_PROMPT_DROPOUT),
+                   .loss = {.label_smoothing = (float)option_real(o, OPT_PROMPT_SMOOTHING),
+                            .z_loss = (float)option_real(o, OPT_Z_LOSS)}};
+    stage.prompt = adafactor_settings(o, option_real(o, OPT_PROMPT_LR), option_real(o, OPT_PROMPT_DECAY),
+                                      option_true(o, OPT_PROMPT_SCALE), o->text[OPT_PROMPT_SCHEDULE], stage.steps);
+    return stage;
+}
+
+static Stage model_stage(const Options *o, const char *name, bool uses_prompts, bool trains_prompts)
+{
+    Stage stage = {
+        .name = name,
+        .trains_model = true,
+        .trains_prompts = trains_prompts,
+        .uses_prompts = uses_prompts,
+        .steps = (int64_t)option_real(o, OPT_STEPS),
+        .checkpoint_every = (int64_t)option_real(o, OPT_CHECKPOINT),
+        .dropout = (float)option_real(o, o->which == FOR_TRAIN ? OPT_DROPOUT : OPT_PRETRAIN_DROPOUT),
+        .loss = {.label_smoothing = (float)option_real(o, o->which == FOR_TRAIN ? OPT_SMOOTHING : OPT_PLAIN_SMOOTHING),
+                 .z_loss = (float)option_real(o, OPT_Z_LOSS)}};
+    stage.model = adafactor_settings(o, option_real(o, OPT_LR), option_real(o, OPT_WEIGHT_DECAY),
+                                     option_true(o, OPT_SCALE), o->text[OPT_SCHEDULE], stage.steps);
+    stage.prompt = stage.model; /* joint training: one optimizer, but a prompt keeps its own scaling and decay */
+    if (trains_prompts) {
+        stage.prompt.weight_decay = option_real(o, OPT_PROMPT_DECAY);
+        stage.prompt.scale_by_parameter = option_true(o, OPT_PROMPT_SCALE);
+    }
+    return stage;
+}
+
+/* The stages of a method. Joint training learns both at once; random-prompt puts a fixed random prompt where ProMoT
+ * puts a learnt one: the paper's controls. */
+static int plan_stages(const Options *o, Run *run, Error *error)
+{
+    const char *method = o->text[OPT_METHOD];
+    bool given = o->text[OPT_PROMPT] != NULL;
+    if (given && strcmp(method, "promot") != 0)
+        return error_set(error, EXIT_USAGE,
+                         "--prompt: expected --method promot, whose first stage it takes the place of, found %s",
+                         method);
+    if (strcmp(method, "finetune") == 0) run->stages[run->n_stages++] = model_stage(o, "model", false, false);
+    if (strcmp(method, "prompt") == 0 || (strcmp(method, "promot") == 0 && !given))
+        run->stages[run->n_stages++] = prompt_stage(o);
+    if (strcmp(method, "promot") == 0 || strcmp(method, "random-prompt") == 0)
+        run->stages[run->n_stages++] = model_stage(o, "model", true, false);
+    if (strcmp(method, "joint") == 0) run->stages[run->n_stages++] = model_stage(o, "joint", true, true);
+    for (size_t i = 0; i < run->n_stages; i++)
+        if (parse_normalizer(o, &run->stages[i].loss.scale, error)) return -1;
+    return 0;
+}
+
+static int prepare_prompts(const Options *o, Run *run, Error *error)
+{
+    bool random = strcmp(o->text[OPT_METHOD], "random-prompt") == 0;
+    const char *init = random ? "uniform" : o->text[OPT_PROMPT_INIT];
+    run->prompt_init = init;
+    if (!run->stages[0].uses_prompts) return 0;
+    if (o->text[OPT_PROMPT]) {
+        if (run->n_tasks != 1)
+            return error_set(error, EXIT_USAGE, "--prompt: expected one --task, found %zu", run->n_tasks);
+        return prompts_open(&run->prompts, run->model, o->text[OPT_PROMPT], error);
+    }
+    if (prompts_allocate(&run->prompts, run->model, run->n_tasks, option_size(o, OPT_PROMPT_LENGTH), error)) return -1;
+    for (size_t i = 0; i < run->n_tasks; i++)
+        if (prompt_init(run->model, run->tokenizer, &run->prompts, i, init, random_fold(run->seed, 300), error))
+            return -1;
+    return 0;
+}
+
+/* Reads every task's splits and turns them into ids. */
+static int prepare_tasks(const Options *o, Run *run, TaskArgument *arguments, size_t count, Error *error)
+{
+    size_t shots, at = 0, total = 0;
+    TokenExample *all;
+    if (parse_count(o->text[OPT_SHOTS], "shots", &shots, error)) return -1;
+    run->tasks = host_alloc(count, sizeof *run->tasks);
+    run->n_tasks = count;
+    for (size_t i = 0; i < count; i++) {
+        TaskData *data = &arguments[i].data;
+        EncodeSettings s = encode_settings(o, run->model, run->tokenizer, &data->train.examples, shots,
+                                           run->stages[0].uses_prompts ? (int)i : -1);
+        data->name = arguments[i].name;
+        data->task = arguments[i].task;
+        if (read_split(&arguments[i], SPLIT_TRAIN, 0, &data->train, error) ||
+            read_split(&arguments[i], SPLIT_DEV, 0, &data->dev, error))
+            return -1;
+        if (data->train.examples.count == 0)
+            return error_set(error, EXIT_USAGE, "--task: %s: no training examples", data->name);
+        if (split_encode(&data->train, &s, error)) return -1;
+        s.seed = random_fold(s.seed, 1);
+        if (split_encode(&data->dev, &s, error)) return -1;
+        if (option_size(o, OPT_SHOW))
+            show_examples(data->name, &data->train, run->tokenizer, option_size(o, OPT_SHOW), &s);
+        total += data->train.examples.count;
+    }
+    all = host_alloc(total, sizeof *all);
+    for (size_t i = 0; i < count; i++) {
+        run->tasks[i] = arguments[i].data;
+        memcpy(all + at, arguments[i].data.train.ids, arguments[i].data.train.examples.count * sizeof *all);
+        at += arguments[i].data.train.examples.count;
+    }
+    run->source = (Source){.count = total, .examples = all};
+    return 0;
+}
+
+static void run_settings(const Options *o, Run *run)
+{
+    size_t micro = option_size(o, OPT_MICRO_BATCH);
+    run->directory = o->text[OPT_OUT];
+    run->seed = random_fold(option_size(o, OPT_SEED), 0);
+    run->batch = option_size(o, OPT_BATCH);
+    run->micro = micro && micro < run->batch ? micro : run->batch;
+    run->dropout_shared = strcmp(o->text[OPT_DROPOUT_SHARING], "t5x") == 0;
+    run->quiet = option_true(o, OPT_QUIET);
+    run->save_every = (int64_t)option_real(o, OPT_SAVE_EVERY);
+    for (size_t i = 0; i < MAX_STAGES; i++) run->best_score[i] = NAN;
+}
+
+/* The run itself, when everything it needs is there. */
+static int train_with(const Options *o, Run *run, bool resumed, Error *error)
+{
+    char *state = run_file(run, "checkpoints/state.safetensors");
+    bool restore = resumed && path_exists(state);
+    int lock = -1, status = restore ? state_read(run, state, true, NULL, error) : 0;
+    free(state);
+    if (!status) status = announce(o, run, error);
+    if (!status && (lock = run_begin(o, run->model->dev, resumed, error)) < 0) status = -1;
+    if (!status) status = run_execute(run, resumed, error);
+    if (!status) {
+        cJSON *results = run_results(run);
+        print_results(o, results);
+        cJSON_Delete(results);
+    }
+    if (lock >= 0) close(lock);
+    return status;
+}
+
+static int train_run(const Options *o, Run *run, bool resumed, Error *error)
+{
+    TaskArgument *arguments = NULL;
+    size_t count = 0;
+    int status = parse_task_arguments(o, &arguments, &count, error);
+    run_settings(o, run);
+    run->model_directory = o->text[OPT_MODEL];
+    run->dev_decode = decode_settings(o, option_size(o, OPT_EVAL_MAX_LENGTH));
+    if (!status) status = plan_stages(o, run, error);
+    if (!status) status = check_vocabulary(run->tokenizer, run->model, run->model_directory, error);
+    if (!status) status = prepare_tasks(o, run, arguments, count, error);
+    if (!status && !option_size(o, OPT_SHOW)) {
+        status = prepare_prompts(o, run, error);
+        if (!status) status = train_with(o, run, resumed, error);
+    }
+    prompts_free(&run->prompts);
+    free((TokenExample *)run->source.examples);
+    free(run->source.order);
+    free(run->tasks);
+    task_arguments_free(arguments, count);
+    return status;
+}
+
+static int command_train(const Options *given, Error *error)
+{
+    Options recalled = *given, *o = &recalled;
+    Device *dev = NULL;
+    Model *model = NULL;
+    Tokenizer *tokenizer = NULL;
+    cJSON *settings = NULL;
+    bool resumed = false;
+    int status = option_size(o, OPT_SHOW) ? 0 : run_find(o, &resumed, error);
+    if (!status && resumed && run_is_done(o)) return print_done(o, error);
+    if (!status && resumed) status = resume_options(o, &settings, error);
+    if (!status) status = option_need(o, OPT_MODEL, error);
+    if (!status && !o->n_list[OPT_TASK]) status = error_set(error, EXIT_USAGE, "train: --task NAME=PATH is needed");
+    if (!status && !(dev = device_from_options(o, error))) status = -1;
+    if (!status && !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) status = -1;
+    if (!status && !(model = open_model(o, dev, error))) status = -1;
+    if (!status) {
+        Run run = {.model = model, .tokenizer = tokenizer};
+        status = train_run(o, &run, resumed, error);
+    }
+    for (size_t i = 0; i < N_OPTIONS; i++)
+        if (recalled.list[i] != given->list[i]) free(recalled.list[i]);
+    cJSON_Delete(settings);
+    tokenizer_close(tokenizer);
+    model_close(model);
+    device_close(dev);
+    return status;
+}
+
+/* --- promot pretrain */
+
+/* The vocabulary of a new model lies in its run from the beginning: trained on the text, or copied. */
+static int pretrain_vocabulary(const Options *o, char **directory, Error *error)
+{
+    char *path;
+    int status = 0;
+    if (o->text[OPT_MODEL]) {
+        *directory = text_format("%s", o->text[OPT_MODEL]);
+        return 0;
+    }
+    if (!o->text[OPT_TOKENIZER] == !option_size(o, OPT_TRAIN_VOCAB))
+        return error_set(error, EXIT_USAGE, "pretrain: a new model needs one of --tokenizer FILE and --train-vocab N");
+    *directory = path_join(o->text[OPT_OUT], "vocabulary");
+    path = path_join(*directory, "spiece.model");
+    if (!path_exists(path)) {
+        status = directory_create(*directory, error);
+        if (!status && o->text[OPT_TOKENIZER])
+            status = file_copy(o->text[OPT_TOKENIZER], path, error);
+        else if (!status)
+            status = tokenizer_train(o->text[OPT_TEXT_FILE], path, (int)option_size(o, OPT_TRAIN_VOCAB), error);
+    }
+    free(path);
+    return status;
+}
+
+static int pretrain_run(const Options *o, Run *run, bool resumed, Error *error)
+{
+    Corpus corpus = {.tokenizer = run->tokenizer,
+                     .eos = run->model->config.eos,
+                     .noise_density = option_real(o, OPT_NOISE_DENSITY),
+                     .mean_span = option_real(o, OPT_MEAN_SPAN),
+                     .answer_share = option_real(o, OPT_ANSWER_SHARE)};
+    double noise = corpus.noise_density, spans_each = noise / corpus.mean_span;
+    /* The longest text whose input, with its noise replaced by sentinels, and EOS, fits the input length. */
+    size_t longest = (size_t)((option_real(o, OPT_INPUT_LENGTH) - 1) / (1 - noise + spans_each));
+    int status;
+    if (tokenizer_sentinel(run->tokenizer, SENTINELS - 1) < 0)
+        return error_set(error, EXIT_FAILED, "%s/spiece.model: sentinels (expected <extra_id_0> to <extra_id_99>)",
+                         run->model_directory);
+    run_settings(o, run);
+    run->n_stages = 1;
+    run->stages[0] = model_stage(o, "pretrain", false, false);
+    status = parse_normalizer(o, &run->stages[0].loss.scale, error);
+    if (!status) status = check_vocabulary(run->tokenizer, run->model, run->model_directory, error);
+    if (!status) status = corpus_read(&corpus, o->text[OPT_TEXT_FILE], max_size(longest, 2), error);
+    run->source = (Source){.count = corpus.count, .corpus = &corpus};
+    if (!status) status = train_with(o, run, resumed, error);
+    free(run->source.order);
+    corpus_free(&corpus);
+    return status;
+}
+
+static int command_pretrain(const Options *given, Error *error)
+{
+    Options recalled = *given, *o = &recalled;
+    Device *dev = NULL;
+    Model *model = NULL;
+    Tokenizer *tokenizer = NULL;
+    cJSON *settings = NULL;
+    char *directory = NULL;
+    bool resumed;
+    int status = run_find(o, &resumed, error);
+    if (!status && resumed && run_is_done(o)) return print_done(o, error);
+    if (!status && resumed) status = resume_options(o, &settings, error);
+    if (!status) status = option_need(o, OPT_TEXT_FILE, error);
+    if (!status && !o->text[OPT_MODEL] == !o->text[OPT_CONFIG])
+        status = error_set(error, EXIT_USAGE, "pretrain: one of --model DIR and --config FILE is needed");
+    if (!status && !(dev = device_from_options(o, error))) status = -1;
+    if (!status && o->text[OPT_CONFIG] &&
+        !(model = model_create(o->text[OPT_CONFIG], dev, random_fold(option_size(o, OPT_SEED), 400), error)))
+        status = -1;
+    if (!status && !model && !(model = open_model(o, dev, error))) status = -1;
+    if (!status) status = pretrain_vocabulary(o, &directory, error);
+    if (!status && !(tokenizer = open_tokenizer(directory, error))) status = -1;
+    if (!status) {
+        Run run = {.model = model, .tokenizer = tokenizer, .model_directory = directory};
+        status = pretrain_run(o, &run, resumed, error);
+    }
+    free(directory);
+    cJSON_Delete(settings);
+    tokenizer_close(tokenizer);
+    model_close(model);
+    device_close(dev);
+    return status;
+}
+
+/* --- promot eval */
+
+enum { MAX_SHOT_COUNTS = 16, EXTRA_TOKENS = 8 }; /* EXTRA_TOKENS: room for sentinels around an answer */
+
+typedef struct {
+    size_t shots[MAX_SHOT_COUNTS], n_shots;
+    double scores[MAX_SHOT_COUNTS]; /* of the task being evaluated */
+} ShotTable;
+
+static int parse_shots(const char *text, ShotTable *table, Error *error)
+{
+    table->n_shots = 0;
+    for (const char *at = text; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        char *one = text_format("%.*s", (int)strcspn(at, ","), at);
+        int status = table->n_shots == MAX_SHOT_COUNTS
+                         ? error_set(error, EXIT_USAGE, "--shots: expected at most %d numbers", MAX_SHOT_COUNTS)
+                         : parse_count(one, "shots", &table->shots[table->n_shots++], error);
+        free(one);
+        if (status) return -1;
+    }
+    return 0;
+}
+
+static int write_predictions(const Options *o, const TaskArgument *task, size_t shots, const TaskSplit *split,
+                             char *const *raw, const EncodeSettings *s, Error *error)
+{
+    char *name = text_format("predictions/%s.%zu.jsonl", task->name, shots), *path = path_join(o->text[OPT_OUT], name);
+    char *directory = path_join(o->text[OPT_OUT], "predictions");
+    AtomicFile *file = directory_create(directory, error) ? NULL : atomic_file_create(path, error);
+    int status = file ? 0 : -1;
+    for (size_t i = 0; !status && i < split->examples.count; i++) {
+        const Example *example = &split->examples.items[i];
+        References references = {(const char *const *)example->targets, example->n_targets};
+        char *answer = task_postprocess(split->task, raw[i]), *input = input_with_shots(s, &split->examples, i), *text,
+             *line;
+        cJSON *json = cJSON_CreateObject();
+        cJSON_AddStringToObject(json, "id", example->id);
+        cJSON_AddStringToObject(json, "input", input);
+        if (example->n_targets == 1)
+            cJSON_AddStringToObject(json, "target", example->targets[0]);
+        else
+            cJSON_AddItemToObject(json, "target", cJSON_CreateStringArray(references.texts, (int)references.count));
+        cJSON_AddStringToObject(json, "raw_output", raw[i]);
+        cJSON_AddStringToObject(json, "processed_output", answer);
+        cJSON_AddNumberToObject(json, "score", metric_one(task_metric(split->task), answer, &references));
+        text = cJSON_PrintUnformatted(json);
+        line = text_format("%s\n", text);
+        status = atomic_file_write(file, line, strlen(line), error);
+        free(line);
+        free(text);
+        free(answer);
+        free(input);
+        cJSON_Delete(json);
+    }
+    if (file && !status)
+        status = atomic_file_commit(file, error);
+    else
+        atomic_file_abandon(file);
+    free(directory);
+    free(path);
+    free(name);
+    return status;
+}
+
+/* One task at one number of shots. */
+static int eval_task(const Options *o, const Model *model, const Tokenizer *tokenizer, const Prompts *prompts,
+                     TaskArgument *task, size_t shots, double *score, Error *error)
+{
+    bool prompted = prompts && (!o->text[OPT_PROMPT_TASKS] || is_listed(o->text[OPT_PROMPT_TASKS], task->name));
+    EncodeSettings s = encode_settings(o, model, tokenizer, &task->data.train.examples, shots, prompted ? 0 : -1);
+    TaskSplit split = {.task = task->task, .examples = task->data.dev.examples};
+    DecodeSettings decoding = decode_settings(o, option_size(o, OPT_EVAL_MAX_LENGTH));
+    Progress progress = progress_begin(option_true(o, OPT_QUIET), 0);
+    char **raw = host_alloc(split.examples.count, sizeof *raw);
+    MetricResult result = {0};
+    int status = split_encode(&split, &s, error);
+    if (!decoding.max_length) decoding.max_length = split.longest_target + EXTRA_TOKENS;
+    if (!status && option_size(o, OPT_SHOW)) show_examples(task->name, &split, tokenizer, option_size(o, OPT_SHOW), &s);
+    if (!status && !option_size(o, OPT_SHOW)) {
+        if (!option_true(o, OPT_QUIET))
+            fprintf(stderr, "%s, %zu shots: %zu examples%s\n", task->name, shots, split.examples.count,
+                    prompted ? ", with the prompt" : "");
+        if (split.n_cut && !option_true(o, OPT_QUIET))
+            fprintf(stderr, "warning: %s: %zu examples were longer than allowed and are cut\n", task->name,
+                    split.n_cut);
+        status = evaluate_split(model, prompted ? prompts : NULL, tokenizer, &split, &decoding, &progress, raw, &result,
+                                error);
+        if (!status && o->text[OPT_OUT]) status = write_predictions(o, task, shots, &split, raw, &s, error);
+        *score = result.score;
+    }
+    for (size_t i = 0; i < split.examples.count; i++) free(raw[i]);
+    free(raw);
+    split.examples = (Examples){0}; /* they belong to the task, the ids to this function */
+    for (size_t i = 0; split.ids && i < task->data.dev.examples.count; i++) {
+        free((int32_t *)split.ids[i].input);
+        free((int32_t *)split.ids[i].target);
+    }
+    free(split.ids);
+    return status;
+}
+
+/* Norm. Avg. of the paper: the plain mean over the tasks that were not trained on. */
+static bool is_averaged(const Options *o, const char *name)
+{
+    if (o->text[OPT_NORM_AVG_OVER]) return is_listed(o->text[OPT_NORM_AVG_OVER], name);
+    return !o->text[OPT_PROMPT] || !(!o->text[OPT_PROMPT_TASKS] || is_listed(o->text[OPT_PROMPT_TASKS], name));
+}
+
+static cJSON *eval_results(const Options *o, const TaskArgument *tasks, size_t count, const ShotTable *table,
+                           const double *scores)
+{
+    cJSON *json = cJSON_CreateObject(), *of_tasks = cJSON_AddObjectToObject(json, "tasks"),
+          *average = cJSON_AddObjectToObject(json, "norm_avg");
+    for (size_t i = 0; i < count; i++) {
+        cJSON *task = cJSON_AddObjectToObject(of_tasks, tasks[i].name), *row;
+        cJSON_AddStringToObject(task, "metric", metric_name(task_metric(tasks[i].task)));
+        cJSON_AddNumberToObject(task, "n", (double)tasks[i].data.dev.examples.count);
+        row = cJSON_AddObjectToObject(task, "scores");
+        for (size_t s = 0; s < table->n_shots; s++) {
+            char name[16];
+            snprintf(name, sizeof name, "%zu", table->shots[s]);
+            cJSON_AddNumberToObject(row, name, scores[i * table->n_shots + s]);
+        }
+    }
+    for (size_t s = 0; s < table->n_shots; s++) {
+        double sum = 0, n = 0;
+        char name[16];
+        for (size_t i = 0; i < count; i++)
+            if (is_averaged(o, tasks[i].name)) sum += scores[i * table->n_shots + s], n++;
+        snprintf(name, sizeof name, "%zu", table->shots[s]);
+        if (n > 0) cJSON_AddNumberToObject(average, name, sum / n);
+    }
+    return json;
+}
+
+static void print_eval_table(const ShotTable *table, const cJSON *json)
+{
+    const cJSON *task, *average = cJSON_GetObjectItemCaseSensitive(json, "norm_avg");
+    printf("%-16s %-10s %6s", "task", "metric", "n");
+    for (size_t s = 0; s < table->n_shots; s++) printf("  %2zu-shot", table->shots[s]);
+    putchar('\n');
+    cJSON_ArrayForEach(task, cJSON_GetObjectItemCaseSensitive(json, "tasks"))
+    {
+        const cJSON *score;
+        printf("%-16s %-10s %6.0f", task->string,
+               cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(task, "metric")),
+               cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(task, "n")));
+        cJSON_ArrayForEach(score, cJSON_GetObjectItemCaseSensitive(task, "scores"))
+            printf("  %7.2f", score->valuedouble);
+        putchar('\n');
+    }
+    if (!average->child) return;
+    printf("%-16s %-10s %6s", "Norm. Avg.", "", "");
+    for (const cJSON *score = average->child; score; score = score->next) printf("  %7.2f", score->valuedouble);
+    putchar('\n');
+}
+
+static int eval_finish(const Options *o, const TaskArgument *tasks, size_t count, const ShotTable *table,
+                       const double *scores, Error *error)
+{
+    cJSON *json = eval_results(o, tasks, count, table, scores);
+    char *path, *text;
+    int status = 0;
+    if (o->text[OPT_OUT]) {
+        path = path_join(o->text[OPT_OUT], "results.json");
+        text = cJSON_Print(json);
+        status = file_write_text(path, text, error);
+        free(text);
+        free(path);
+    }
+    if (!status && option_true(o, OPT_JSON)) {
+        print_json(json);
+        return 0;
+    }
+    if (!status) print_eval_table(table, json);
+    cJSON_Delete(json);
+    return status;
+}
+
+static int check_task_list(const Options *o, OptionId id, const TaskArgument *tasks, size_t count, Error *error)
+{
+    for (const char *at = o->text[id]; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        char *name = text_format("%.*s", (int)strcspn(at, ","), at);
+        bool known = false;
+        for (size_t i = 0; i < count; i++) known |= strcmp(tasks[i].name, name) == 0;
+        if (!known)
+            error_set(error, EXIT_USAGE, "--%s: expected names of the given tasks, found %s", options[id].name, name);
+        free(name);
+        if (!known) return -1;
+    }
+    return 0;
+}
+
+static int eval_with(const Options *o, const Model *model, const Tokenizer *tokenizer, Error *error)
+{
+    TaskArgument *tasks = NULL;
+    size_t count = 0;
+    ShotTable table;
+    Prompts prompts = {0};
+    double *scores = NULL;
+    int status = parse_task_arguments(o, &tasks, &count, error);
+    if (!status) status = parse_shots(o->text[OPT_SHOTS], &table, error);
+    if (!status) status = check_task_list(o, OPT_PROMPT_TASKS, tasks, count, error);
+    if (!status) status = check_task_list(o, OPT_NORM_AVG_OVER, tasks, count, error);
+    if (!status && o->text[OPT_PROMPT]) status = prompts_open(&prompts, model, o->text[OPT_PROMPT], error);
+    if (!status && o->text[OPT_OUT] && !option_size(o, OPT_SHOW)) status = directory_create(o->text[OPT_OUT], error);
+    if (!status) scores = host_alloc(count * table.n_shots, sizeof *scores);
+    for (size_t i = 0; !status && i < count; i++) {
+        bool shots = false;
+        for (size_t s = 0; s < table.n_shots; s++) shots |= table.shots[s] > 0;
+        status = read_split(&tasks[i], SPLIT_DEV, option_size(o, OPT_LIMIT), &tasks[i].data.dev, error);
+        if (!status && tasks[i].data.dev.examples.count == 0)
+            status = error_set(error, EXIT_USAGE, "--task: %s: no examples to evaluate", tasks[i].name);
+        if (!status && shots) status = read_split(&tasks[i], SPLIT_TRAIN, 0, &tasks[i].data.train, error);
+        for (size_t s = 0; !status && s < table.n_shots; s++)
+            status = eval_task(o, model, tokenizer, o->text[OPT_PROMPT] ? &prompts : NULL, &tasks[i], table.shots[s],
+                               &scores[i * table.n_shots + s], error);
+    }
+    if (!status && !option_size(o, OPT_SHOW)) status = eval_finish(o, tasks, count, &table, scores, error);
+    free(scores);
+    prompts_free(&prompts);
+    task_arguments_free(tasks, count);
+    return status;
+}
+
+static int command_eval(const Options *o, Error *error)
+{
+    Device *dev = NULL;
+    Model *model = NULL;
+    Tokenizer *tokenizer = NULL;
+    int status = option_need(o, OPT_MODEL, error);
+    if (!status && o->text[OPT_PROMPT_TASKS] && !o->text[OPT_PROMPT])
+        status = error_set(error, EXIT_USAGE, "--prompt-tasks: expected a --prompt");
+    if (!status && !(dev = device_from_options(o, error))) status = -1;
+    if (!status && !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) status = -1;
+    if (!status && !(model = open_model(o, dev, error))) status = -1;
+    if (!status) status = check_vocabulary(tokenizer, model, o->text[OPT_MODEL], error);
+    if (!status) status = eval_with(o, model, tokenizer, error);
+    tokenizer_close(tokenizer);
+    model_close(model);
+    device_close(dev);
+    return status;
+}
+
+/* --- the program */
+
+static const struct {
+    const char *name;
+    unsigned which;
+    int (*run)(const Options *o, Error *error);
+    const char *help, *example;
+} commands[] = {
+    {"info", FOR_INFO, command_info, "what a model is, and the memory it will need", "promot info --model mt5-small"},
+    {"tokenize", FOR_TOKENIZE, command_tokenize, "text to ids, or back",
+     "echo Hello | promot tokenize --model mt5-small"},
+    {"generate", FOR_GENERATE, command_generate, "one output a line for one input a line",
+     "echo 'Q: Who? A:' | promot generate --model mt5-small"},
+    {"score", FOR_SCORE, command_score, "a metric on files",
+     "promot score --metric bleu --predictions out.txt --references ref.txt"},
+    {"dump", FOR_DUMP, command_dump, "every number of a forward and backward pass",
+     "promot dump --model m --batch in.safetensors --out out.safetensors"},
+    {"train", FOR_TRAIN, command_train, "prompt tuning, fine-tuning, ProMoT",
+     "promot train --model mt5-small --task rte=RTE --out run"},
+    {"eval", FOR_EVAL, command_eval, "scores on tasks",
+     "promot eval --model run/model --prompt run/prompt/rte --task rte=RTE"},
+    {"pretrain", FOR_PRETRAIN, command_pretrain, "span corruption on a text",
+     "promot pretrain --config config.json --train-vocab 1000 --text text.txt --out run"},
+};
+
+static void print_help(void)
+{
+    puts("promot: fine-tune T5 and mT5 with ProMoT\n\nusage: promot COMMAND [options]      promot COMMAND --help\n");
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        printf("  %-10s %s\n", commands[i].name, commands[i].help);
+    puts("\nResults go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage or input.");
+}
+
+static void print_command_help(size_t command)
+{
+    printf("promot %s: %s\n\nexample: %s\n\n", commands[command].name, commands[command].help,
+           commands[command].example);
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        const Option *option = &options[i];
+        char *left;
+        if (!(option->commands & commands[command].which)) continue;
+        left = text_format("--%s%s%s", option->name, option->argument ? " " : "",
+                           option->argument ? option->argument : "");
+        printf("  %-34s %s", left, option->help);
+        if (option->fallback && *option->fallback)
+            printf(" [%s]", strcmp(option->fallback, " ") == 0 ? "a space" : option->fallback);
+        putchar('\n');
+        free(left);
+    }
+}
+
+static int run_command(int argc, char **argv, Error *error)
+{
+    size_t command = 0, n = sizeof commands / sizeof *commands;
+    Options o = {0};
+    int status;
+    if (argc < 2)
+        return error_set(error, EXIT_USAGE, "usage: promot COMMAND [options] (promot --help lists the commands)");
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) return print_help(), 0;
+    if (strcmp(argv[1], "--version") == 0) return puts("promot " PROMOT_VERSION), 0;
+    while (command < n && strcmp(commands[command].name, argv[1]) != 0) command++;
+    if (command == n) return error_set(error, EXIT_USAGE, "%s: no such command (promot --help lists them)", argv[1]);
+    o.command = commands[command].name;
+    o.which = commands[command].which;
+    status = options_parse(&o, argc - 2, argv + 2, error);
+    if (!status && option_true(&o, OPT_HELP))
+        print_command_help(command);
+    else if (!status)
+        status = commands[command].run(&o, error);
+    for (size_t i = 0; i < N_OPTIONS; i++) free(o.list[i]);
+    return status;
+}
+
+/* Standard descriptors that are closed would be given to the next file that is opened: say so, or fill the place. */
+static int check_descriptors(Error *error)
+{
+    for (int fd = 0; fd < 3; fd++) {
+        if (fcntl(fd, F_GETFD) != -1) continue;
+        if (fd == STDOUT_FILENO)
+            return error_set(error, EXIT_FAILED, "standard output: closed (expected a place for the results)");
+        if (open("/dev/null", O_RDWR) != fd)
+            return error_set(error, EXIT_FAILED, "/dev/null: cannot open: %s", strerror(errno));
+    }
+    return 0;
+}
+
+int promot_main(int argc, char **argv)
+{
+    Error error = {0};
+    int status;
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe shows as a write error, which is reported below */
+    status = check_descriptors(&error);
+    if (!status) status = run_command(argc, argv, &error);
+    if (!status && (fflush(stdout) != 0 || ferror(stdout)))
+        status = error_set(&error, EXIT_FAILED, "standard output: cannot write: %s", strerror(errno));
+    if (!status) return 0;
+    for (char *at = error.text; *at; at++)
+        if (*at == '\n' || *at == '\r') *at = ' ';
+    fprintf(stderr, "promot: %s\n", error.text);
+    return error.exit_code;
+}
+
+#ifndef PROMOT_NO_MAIN
+int main(int argc, char **argv)
+{
+    return promot_main(argc, argv);
+}
+#endif

@@ -1,0 +1,73 @@
+/* test_house.c: the rules that keep promot.c readable: its table of contents is true, its lines and functions stay short. */
+#include "test.h"
+
+enum { MAX_CHAPTERS = 16, MAX_COLUMNS = 120, MAX_FUNCTION_LINES = 90 };
+
+typedef struct {
+    char title[MAX_CHAPTERS][128];
+    int count;
+} Titles;
+
+static void add_title(Titles *titles, const char *text)
+{
+    if (titles->count < MAX_CHAPTERS) snprintf(titles->title[titles->count++], sizeof titles->title[0], "%s", text);
+}
+
+/* The contents are the lines " *   [N] …" of the first comment, a banner is a line " * [N] …". */
+static void test_contents_and_banners_agree(void)
+{
+    FILE *file = fopen("promot.c", "r");
+    Titles contents = {.count = 0}, banners = {.count = 0};
+    char line[1024];
+    CHECK(file, "promot.c is not here");
+    if (!file) return;
+    while (fgets(line, sizeof line, file)) {
+        line[strcspn(line, "\n")] = 0;
+        if (strncmp(line, " *   [", 6) == 0) add_title(&contents, line + 5);
+        if (strncmp(line, " * [", 4) == 0 && line[4] >= '0' && line[4] <= '9') add_title(&banners, line + 3);
+    }
+    fclose(file);
+    CHECK(contents.count >= 10, "%d chapters", contents.count);
+    CHECK(contents.count == banners.count, "%d in the contents, %d banners", contents.count, banners.count);
+    for (int i = 0; i < contents.count && i < banners.count; i++)
+        CHECK(strcmp(contents.title[i], banners.title[i]) == 0, "'%s' and '%s'", contents.title[i], banners.title[i]);
+}
+
+/* Columns, counted in characters; rows of the option table may be longer. */
+static void test_lines_are_short(void)
+{
+    static const char *const files[] = {"promot.c", "promot.h"};
+    for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
+        FILE *file = fopen(files[f], "r");
+        char line[4096];
+        for (int number = 1; file && fgets(line, sizeof line, file); number++) {
+            int columns = 0;
+            for (const char *at = line; *at && *at != '\n'; at++) columns += (*at & 0xC0) != 0x80;
+            CHECK(columns <= MAX_COLUMNS || strncmp(line, "    X(", 6) == 0, "%s:%d has %d columns", files[f], number, columns);
+        }
+        if (file) fclose(file);
+    }
+}
+
+/* A function begins at a line "{" after its head and ends at the next line "}". */
+static void test_functions_fit_on_a_screen(void)
+{
+    FILE *file = fopen("promot.c", "r");
+    char line[4096], head[4096] = "";
+    int begun = 0;
+    for (int number = 1; file && fgets(line, sizeof line, file); number++) {
+        if (strcmp(line, "{\n") == 0) begun = number;
+        else if (strcmp(line, "}\n") == 0 && begun) {
+            CHECK(number - begun < MAX_FUNCTION_LINES, "%d lines before line %d: %s", number - begun, number, head);
+            begun = 0;
+        } else if (!begun) snprintf(head, sizeof head, "%s", line);
+    }
+    if (file) fclose(file);
+}
+
+static const Test tests[] = {
+    {"contents and banners agree", test_contents_and_banners_agree},
+    {"lines are short", test_lines_are_short},
+    {"functions fit on a screen", test_functions_fit_on_a_screen},
+};
+TEST_MAIN(tests)
