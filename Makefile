@@ -1,0 +1,86 @@
+# promot. `make` builds ./promot, `make demo` shows it at work, `make test` runs the tests. `make help` lists the rest.
+
+ARCH     ?= native
+CC       ?= cc
+CXX      ?= c++
+WARNINGS  = -Wall -Wextra -Wshadow -Werror
+CFLAGS   ?= -O3
+CXXFLAGS ?= -O2
+C        := $(CC) -std=gnu11 $(CFLAGS) -g -march=$(ARCH) -fopenmp $(WARNINGS) -Wstrict-prototypes -Wmissing-prototypes
+CXX_     := $(CXX) -std=c++17 $(CXXFLAGS) -g $(WARNINGS)
+LIBS      = -lsentencepiece -lsentencepiece_train -lcjson -lutf8proc -lz -lm
+BREW     := $(shell command -v brew >/dev/null 2>&1 && brew --prefix)
+ifneq ($(BREW),)
+C        += -I$(BREW)/include -I$(BREW)/opt/libomp/include
+CXX_     += -I$(BREW)/include
+LIBS     += -L$(BREW)/lib -L$(BREW)/opt/libomp/lib -lomp
+endif
+
+DATA      = checkpoint files metrics prompt_file safetensors tasks torch_file unicode_text
+HEADERS   = promot.h $(wildcard data/*.h data/demo/*.h tokenizer/*.h tests/*.h)
+TESTS     = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c)) fuzz_formats
+# Tests of chapter 2 run a second time with every number a double, for finite differences.
+DOUBLE    = test_kernels test_matmul_attention
+# Test programs include the file they test, promot.c among them.
+INCLUDED  = promot.c $(wildcard data/*.c data/demo/*.c)
+
+# One directory of objects for each way of building: plain, and with sanitizers.
+B         = build
+SANITIZE  = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+
+.PHONY: all demo test test-sanitized setup help clean
+all: promot
+
+promot: $(B)/promot
+	cp $< $@
+
+$(B)/promot: promot.c $(HEADERS) $(B)/libparts.a | setup
+	$(C) -DNDEBUG -c promot.c -o $(B)/promot.o
+	$(CXX_) -fopenmp $(B)/promot.o $(B)/libparts.a $(LIBS) -o $@
+
+$(B)/libparts.a: $(DATA:%=$(B)/%.o) $(B)/tokenizer.o
+	rm -f $@
+	ar rcs $@ $^
+
+$(B)/%.o: data/%.c $(HEADERS) | setup
+	$(C) $(EXTRA) -c $< -o $@
+
+$(B)/tokenizer.o: tokenizer/tokenizer.cc $(HEADERS) | setup
+	$(CXX_) $(EXTRA) -c $< -o $@
+
+$(B)/%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
+	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -c $< -o $@.o
+	$(CXX_) $(EXTRA) -fopenmp $@.o $(B)/libparts.a $(LIBS) -o $@
+
+$(B)/double_%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
+	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DPROMOT_DOUBLE -c $< -o $@.o
+	$(CXX_) $(EXTRA) -fopenmp $@.o $(B)/libparts.a $(LIBS) -o $@
+
+# Is what the build needs there? If not, it is installed where that is possible, or the line to run is printed.
+setup:
+	@mkdir -p $(B) && CC="$(CC)" CXX="$(CXX)" sh tests/setup.sh
+
+# The main job on an embedded default: see data/demo.
+demo: promot
+	@sh data/demo/demo.sh
+
+test: promot $(TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
+	@sh tests/run.sh $(TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
+
+test-sanitized:
+	@$(MAKE) B=build/sanitized CFLAGS=-O1 CXXFLAGS=-O1 EXTRA="$(SANITIZE)" build-tests
+	@sh tests/run.sh $(TESTS:%=build/sanitized/%) $(DOUBLE:%=build/sanitized/double_%)
+
+.PHONY: build-tests
+build-tests: $(TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
+
+help:
+	@echo "make                 build ./promot"
+	@echo "make demo            ProMoT on an embedded small model and task"
+	@echo "make test            build and run all tests"
+	@echo "make test-sanitized  the same tests under the address and undefined-behaviour sanitizers"
+	@echo "make clean           remove what was built"
+	@echo "make ARCH=...        build for another processor (-march)"
+
+clean:
+	rm -rf build promot
