@@ -61,8 +61,11 @@ setup:
 	@mkdir -p $(B) && CC="$(CC)" CXX="$(CXX)" sh tests/setup.sh
 
 # The main job on an embedded default: see data/demo.
-demo: promot
+demo: promot $(B)/world
 	@sh data/demo/demo.sh
+
+$(B)/world: data/demo/world.c data/demo/words.h | setup
+	$(C) $< -o $@
 
 test: promot $(TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
 	@sh tests/run.sh $(TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)

@@ -34,6 +34,7 @@
 
 #include <cjson/cJSON.h>
 #include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <float.h>
@@ -1004,8 +1005,8 @@ double dot_product(Device *dev, const stat_t *a, const stat_t *b, size_t n)
  *     input gradient  dx [rows, in]  = dy · w       sums over out
  *     weight gradient dw [out, in]   = dyᵀ · x      sums over rows
  *
- * All of them are C [m, n] (+)= A · Bᵀ, that is C(i, j) = sum over k of A(i, k) B(j, k), when A and B may be read
- * with any strides. The sum runs along the `depth` of the operands.
+ * All of them are C [m, n] (+)= A · Bᵀ, that is C(i, j) = sum over k of A(i, k) B(j, k), when A and B may be read with
+ * any strides. The sum runs along the `depth` of the operands.
  *
  * A processor core does two multiply-adds of whole vectors per cycle, but fetches only about as many vectors from its
  * nearest cache and far fewer from memory. So every number that was fetched must be used many times. Three levels of
@@ -1014,15 +1015,13 @@ double dot_product(Device *dev, const stat_t *a, const stat_t *b, size_t n)
  *   registers   a tile of C, TILE_ROWS x TILE_COLUMNS, stays in registers while the sum runs along the depth. Each step
  *               loads TILE_ROWS + TILE_VECTORS values and does TILE_ROWS * TILE_VECTORS multiply-adds.
  *   caches      operands are first copied ("packed") into panels in which the tile's loop reads strictly forwards; a
- * panel
- *               of each operand fits in the first and second cache, DEPTH_BLOCK steps long.
+ *               panel of each operand fits in the first and second cache, DEPTH_BLOCK steps long.
  *   threads     the smaller operand is packed once, by all threads together, and then read by all; the larger one is
- *               streamed: each thread takes a chunk of it, packs that for itself, and owns the rows (or columns) of
- * C that
- *               belong to the chunk.
+ *               streamed: each thread takes a chunk of it, packs that for itself, and owns the rows (or columns) of C
+ *               that belong to the chunk.
  *
- * The depth is always cut at multiples of DEPTH_BLOCK and a tile always sums in the same order, so that the result
- * does not depend on the number of threads. */
+ * The depth is always cut at multiples of DEPTH_BLOCK and a tile always sums in the same order, so that the result does
+ * not depend on the number of threads. */
 
 /* An operand seen from the product: element (i, k) is data[i * row + k * depth]. One of the two strides is 1. */
 typedef struct {
@@ -1037,31 +1036,27 @@ static Operand operand_from(Operand from, size_t row, size_t depth)
 }
 
 /* The tile fills the register file: with 32 registers 12 x 2 sums, 2 vectors of B and a spare for A; with 16, 4 x 3
- * sums, 3 of B, one of A. Both give the two multiply-add units more than the 8 to 10 independent sums that their
- * latency asks for. Row counts are multiples of 4, because packing transposes 4 x 4 blocks. */
+ * sums, 3 of B, one of A. Both are more than the 8 to 10 independent sums that keep two multiply-add units busy. Panels
+ * are multiples of 4 wide, because packing transposes 4 x 4 blocks (hence fewer vectors where they hold but two
+ * doubles). */
 #if defined(__AVX512F__) || defined(__aarch64__)
 enum { TILE_ROWS = 12, TILE_VECTORS = 2 };
 #else
-enum { TILE_ROWS = 4, TILE_VECTORS = 3 };
+enum { TILE_ROWS = 4, TILE_VECTORS = LANES == 2 ? 2 : 3 };
 #endif
 enum {
     TILE_COLUMNS = TILE_VECTORS * LANES,
-    DEPTH_BLOCK = 512,         /* the depth of a panel */
-    SLICE = 64,                /* the depth that is packed at a time */
-    HELD_ROWS = 1536,          /* of the shared operand at a time: a multiple of both panel widths */
-    HELD_ELEMENTS = 2 << 20,   /* of the shared operand at a time: 8 MB */
-    CHUNK_ROWS = 96,           /* of the streamed operand at a time: a multiple of both panel widths */
-    FEW_ROWS = 16,             /* up to here a product reads its operands in place */
-    SMALL_PRODUCT = 64 << 10,  /* multiply-adds below which waking other threads costs more than it brings */
+    DEPTH_BLOCK = 512,        /* the depth of a panel */
+    SLICE = 64,               /* the depth that is packed at a time */
+    HELD_ROWS = 1536,         /* of the shared operand at a time: a multiple of both panel widths */
+    HELD_ELEMENTS = 2 << 20,  /* of the shared operand at a time: 8 MB */
+    CHUNK_ROWS = 96,          /* of the streamed operand at a time: a multiple of both panel widths */
+    FEW_ROWS = 16,            /* up to here a product reads its operands in place */
+    SMALL_PRODUCT = 64 << 10, /* multiply-adds below which waking other threads costs more than it brings */
 };
 
 #define UNROLLED _Pragma("GCC unroll 16")
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
-
-static size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
 
 static size_t round_up(size_t n, size_t multiple)
 {
@@ -1081,8 +1076,8 @@ ALWAYS_INLINE void vec_store(real_t *p, vec_t v)
 /* --- bfloat16: the upper half of a float. In double there is none, and rounding does nothing. */
 
 #ifndef PROMOT_DOUBLE
-/* The bits of x rounded to the nearest bf16, ties to even: add half of the last kept place, less one if that is
- * even, cut. */
+/* The bits of x rounded to the nearest bf16, ties to even: add half of the last kept place, less one if that is even
+ * (the last kept bit), and cut. */
 ALWAYS_INLINE uint32_t bf16_bits(float x)
 {
     uint32_t bits;
@@ -1120,9 +1115,9 @@ bool device_has_bf16(void)
 #endif
 }
 
-/* --- packing: panel p holds rows p * width … of an operand. At each step of the depth it has `width` numbers side
- * by side; rows that do not exist are zeros. In bf16 a step takes two places of the depth, each pair in the space of
- * one fp32. */
+/* --- packing: panel p holds rows p * width … of an operand. At each step of the depth it has `width` numbers side by
+ * side; rows that do not exist are zeros. In bf16 a step takes two places of the depth, each pair in the space of one
+ * fp32. */
 
 /* One slice of a panel in fp32. Where the operand's rows are neighbours in memory this is a copy, otherwise a
  * transposition, in blocks of 4 x 4. */
@@ -1130,10 +1125,7 @@ ALWAYS_INLINE void pack_slice(real_t *to, size_t width, Operand from, size_t row
 {
     typedef real_t four_t __attribute__((vector_size(4 * sizeof(real_t)), aligned(sizeof(real_t)), may_alias));
     if (from.row == 1 && rows == width) {
-        for (size_t k = 0; k < depth; k++) {
-            __builtin_prefetch(from.data + (k + SLICE) * from.depth);
-            memcpy(to + k * width, from.data + k * from.depth, width * sizeof *to);
-        }
+        for (size_t k = 0; k < depth; k++) memcpy(to + k * width, from.data + k * from.depth, width * sizeof *to);
         return;
     }
     for (size_t i = 0; i < width; i += 4) {
@@ -1141,7 +1133,6 @@ ALWAYS_INLINE void pack_slice(real_t *to, size_t width, Operand from, size_t row
         if (from.depth == 1 && i + 4 <= rows) {
             const real_t *const p = from.data + i * from.row;
             for (; k + 4 <= depth; k += 4) {
-                for (size_t r = 0; r < 4; r++) __builtin_prefetch(p + r * from.row + k + SLICE);
                 const four_t a = *(const four_t *)(p + k), b = *(const four_t *)(p + from.row + k);
                 const four_t c = *(const four_t *)(p + 2 * from.row + k), d = *(const four_t *)(p + 3 * from.row + k);
                 const four_t ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
@@ -1160,12 +1151,12 @@ ALWAYS_INLINE void pack_slice(real_t *to, size_t width, Operand from, size_t row
     }
 }
 
-/* Slices of 64 keep what is being written in the first cache while the transposition comes by again for the next
- * rows. */
-ALWAYS_INLINE void pack_panel(real_t *to, size_t width, Operand from, size_t rows, size_t depth, MatmulPrecision precision)
+/* Slices of 64 keep what is being written in the first cache while the transposition comes by again for more rows. */
+ALWAYS_INLINE void pack_panel(real_t *to, size_t width, Operand from, size_t rows, size_t depth,
+                              MatmulPrecision precision)
 {
     for (size_t k = 0; k < depth; k += SLICE) {
-        const size_t n = smaller(SLICE, depth - k);
+        const size_t n = min_size(SLICE, depth - k);
         const Operand slice = {from.data + k * from.depth, from.row, from.depth};
         if (precision == MATMUL_FP32) {
             pack_slice(to + k * width, width, slice, rows, n);
@@ -1192,8 +1183,8 @@ static size_t panel_steps(size_t depth, MatmulPrecision precision)
 }
 
 /* Packs `rows` rows as panels one behind another. Each width has its own copy of the packing loops, where it is a
- * constant. Memory is best read along its rows: where those run along the depth, panel by panel; where they run
- * across the panels, a slice of all panels after another. */
+ * constant. Memory is best read along its rows: where those run along the depth, panel by panel; where they run across
+ * the panels, a slice of all panels after another. */
 static void pack_panels(real_t *to, size_t width, Operand from, size_t rows, size_t depth, MatmulPrecision precision)
 {
     const size_t panel_size = width * panel_steps(depth, precision), stretch = from.row == 1 ? SLICE : depth;
@@ -1201,9 +1192,11 @@ static void pack_panels(real_t *to, size_t width, Operand from, size_t rows, siz
         for (size_t i = 0; i < rows; i += width) {
             real_t *const panel = to + i / width * panel_size + width * panel_steps(k, precision);
             const Operand part = operand_from(from, i, k);
-            const size_t n = smaller(width, rows - i), deep = smaller(stretch, depth - k);
-            if (width == TILE_ROWS) pack_panel(panel, TILE_ROWS, part, n, deep, precision);
-            else pack_panel(panel, TILE_COLUMNS, part, n, deep, precision);
+            const size_t n = min_size(width, rows - i), deep = min_size(stretch, depth - k);
+            if (width == TILE_ROWS)
+                pack_panel(panel, TILE_ROWS, part, n, deep, precision);
+            else
+                pack_panel(panel, TILE_COLUMNS, part, n, deep, precision);
         }
 }
 
@@ -1224,67 +1217,117 @@ ALWAYS_INLINE vec_t multiply_add(vec_t sum, const real_t *a, vec_t b, bool bf16)
     return sum + *a * b;
 }
 
-/* c [m, n] (=) or (+=) a · bᵀ, m <= TILE_ROWS, n <= TILE_COLUMNS. */
-ALWAYS_INLINE void multiply_tile(real_t *c, size_t c_row, const real_t *a, const real_t *b, size_t m, size_t n, size_t steps,
-                                 bool accumulate, bool bf16, const char *ahead, size_t ahead_step)
+/* Memory that will be packed next: `runs` stretches of `run` bytes, `stride` bytes apart. While the processor
+ * multiplies, it can already fetch them into the second cache, a few lines at a time; otherwise packing would mostly
+ * wait for memory. */
+typedef struct {
+    const char *at;
+    size_t runs, run, stride;
+    size_t done; /* bytes of the present run */
+} Ahead;
+
+enum { LINE = 64 };
+
+static Ahead ahead_of(Operand next, size_t rows, size_t depth)
 {
-    vec_t sum[TILE_ROWS][TILE_VECTORS];
-    UNROLLED for (int i = 0; i < TILE_ROWS; i++)
-        UNROLLED for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] = (vec_t){0};
-    /* C is wanted at the end of the loop, and has to come from far: say so now. */
-    for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < n; j += 64 / sizeof(real_t)) __builtin_prefetch(c + i * c_row + j, 1);
-    for (size_t k = 0; k < steps; k++, a += TILE_ROWS, b += TILE_COLUMNS, ahead += ahead_step) {
-        __builtin_prefetch(ahead, 0, 2);
-        vec_t column[TILE_VECTORS];
-        UNROLLED for (int j = 0; j < TILE_VECTORS; j++) column[j] = vec_load(b + j * LANES);
-        UNROLLED for (int i = 0; i < TILE_ROWS; i++)
-            UNROLLED for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] = multiply_add(sum[i][j], a + i, column[j], bf16);
+    const size_t runs = next.row == 1 ? depth : rows, run = next.row == 1 ? rows : depth;
+    const size_t stride = next.row == 1 ? next.depth : next.row;
+    return (Ahead){(const char *)next.data, run ? runs : 0, run * sizeof *next.data, stride * sizeof *next.data, 0};
+}
+
+ALWAYS_INLINE void fetch_ahead(Ahead *ahead, size_t lines)
+{
+    for (; lines > 0 && ahead->runs > 0; lines--) {
+        __builtin_prefetch(ahead->at + ahead->done, 0, 2);
+        ahead->done += LINE;
+        if (ahead->done < ahead->run) continue;
+        ahead->at += ahead->stride, ahead->done = 0, ahead->runs--;
     }
-    if (m == TILE_ROWS && n == TILE_COLUMNS) {
+}
+
+/* One tile's place among the others: which part of C it makes, and what it fetches on the way. */
+typedef struct {
+    real_t *c;
+    size_t c_row, m, n; /* m <= TILE_ROWS, n <= TILE_COLUMNS */
+    const char *next_b; /* of the next panel of B, this tile's share: next_b_step bytes at each step */
+    size_t next_b_step;
+    Ahead *ahead; /* ahead_lines of it for each SLICE of steps */
+    size_t ahead_lines;
+} Tile;
+
+/* c [m, n] (=) or (+=) a · bᵀ */
+ALWAYS_INLINE void multiply_tile(const Tile *t, const real_t *a, const real_t *b, size_t steps, bool accumulate,
+                                 bool bf16)
+{
+    const char *next_b = t->next_b;
+    vec_t sum[TILE_ROWS][TILE_VECTORS];
+    UNROLLED for (int i = 0; i < TILE_ROWS; i++) UNROLLED for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] = (vec_t){0};
+    /* C is wanted at the end of the loop, and has to come from far: say so now. */
+    for (size_t i = 0; i < t->m; i++)
+        for (size_t j = 0; j < t->n; j += LINE / sizeof(real_t)) __builtin_prefetch(t->c + i * t->c_row + j, 1);
+    for (size_t slice = 0; slice < steps; slice += SLICE) {
+        fetch_ahead(t->ahead, t->ahead_lines);
+        for (size_t k = min_size(SLICE, steps - slice); k > 0; k--) {
+            vec_t column[TILE_VECTORS];
+            __builtin_prefetch(next_b, 0, 2);
+            UNROLLED for (int j = 0; j < TILE_VECTORS; j++) column[j] = vec_load(b + j * LANES);
+            UNROLLED for (int i = 0; i < TILE_ROWS; i++)
+            {
+                UNROLLED for (int j = 0; j < TILE_VECTORS; j++)
+                {
+                    sum[i][j] = multiply_add(sum[i][j], a + i, column[j], bf16);
+                }
+            }
+            a += TILE_ROWS, b += TILE_COLUMNS, next_b += t->next_b_step;
+        }
+    }
+    if (t->m == TILE_ROWS && t->n == TILE_COLUMNS) {
         UNROLLED for (int i = 0; i < TILE_ROWS; i++)
-            UNROLLED for (int j = 0; j < TILE_VECTORS; j++) {
-                real_t *const p = c + i * c_row + j * LANES;
+        {
+            UNROLLED for (int j = 0; j < TILE_VECTORS; j++)
+            {
+                real_t *const p = t->c + i * t->c_row + j * LANES;
                 if (accumulate) sum[i][j] += vec_load(p);
                 vec_store(p, sum[i][j]);
             }
+        }
         return;
     }
     real_t edge[TILE_ROWS][TILE_COLUMNS];
     memcpy(edge, sum, sizeof edge);
-    for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < n; j++) c[i * c_row + j] = accumulate ? c[i * c_row + j] + edge[i][j] : edge[i][j];
+    for (size_t i = 0; i < t->m; i++)
+        for (size_t j = 0; j < t->n; j++) {
+            real_t *const p = t->c + i * t->c_row + j;
+            *p = accumulate ? *p + edge[i][j] : edge[i][j];
+        }
 }
 
 /* c [m, n] (=) or (+=), from panels of m rows of A and n rows of B: a panel of B stays near while those of A pass. */
 static void multiply_panels(real_t *c, size_t c_row, const real_t *a, const real_t *b, size_t m, size_t n, size_t depth,
-                            bool accumulate, MatmulPrecision precision)
+                            bool accumulate, MatmulPrecision precision, Ahead ahead)
 {
     const size_t steps = panel_steps(depth, precision);
-    const size_t tiles = (m + TILE_ROWS - 1) / TILE_ROWS, share = TILE_COLUMNS * sizeof *b / tiles;
-    for (size_t j = 0; j < n; j += TILE_COLUMNS)
+    const size_t tiles = (m + TILE_ROWS - 1) / TILE_ROWS, slices = (steps + SLICE - 1) / SLICE;
+    const size_t all_tiles = tiles * ((n + TILE_COLUMNS - 1) / TILE_COLUMNS),
+                 lines = ahead.runs * (ahead.run / LINE + 1);
+    Tile t = {.c_row = c_row,
+              .next_b_step = TILE_COLUMNS * sizeof *b / tiles,
+              .ahead = &ahead,
+              .ahead_lines = lines / (all_tiles * slices) + 1};
+    for (size_t j = 0; j < n; j += TILE_COLUMNS, b += TILE_COLUMNS * steps)
         for (size_t i = 0; i < m; i += TILE_ROWS) {
-            const char *const ahead = (const char *)(b + (j + (j + TILE_COLUMNS < n ? TILE_COLUMNS : 0)) * steps) + i / TILE_ROWS * share * steps;
-            real_t *const tile = c + i * c_row + j;
-            const size_t rows = smaller(TILE_ROWS, m - i), columns = smaller(TILE_COLUMNS, n - j);
+            const real_t *const next_b = b + (j + TILE_COLUMNS < n ? TILE_COLUMNS * steps : 0);
+            t.c = c + i * c_row + j, t.m = min_size(TILE_ROWS, m - i), t.n = min_size(TILE_COLUMNS, n - j);
+            t.next_b = (const char *)next_b + i / TILE_ROWS * t.next_b_step * steps;
             if (precision == MATMUL_BF16)
-                multiply_tile(tile, c_row, a + i * steps, b + j * steps, rows, columns, steps, accumulate, true, ahead, share);
+                multiply_tile(&t, a + i * steps, b, steps, accumulate, true);
             else
-                multiply_tile(tile, c_row, a + i * steps, b + j * steps, rows, columns, steps, accumulate, false, ahead, share);
+                multiply_tile(&t, a + i * steps, b, steps, accumulate, false);
         }
 }
 
-/* --- few rows: when one to FEW_ROWS tokens meet a large weight (decoding), each weight is used so seldom that
- * packing it would cost more than the product. The weight is read in place, once, as fast as memory gives it. */
-
-static real_t vec_sum(vec_t v)
-{
-    real_t lane[LANES];
-    memcpy(lane, &v, sizeof lane);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
-}
+/* --- few rows: when one to FEW_ROWS tokens meet a large weight (decoding), each weight is used so seldom that packing
+ * it would cost more than the product. The weight is read in place, once, as fast as memory gives it. */
 
 /* rows x columns dot products along the depth, which is contiguous in both operands. */
 ALWAYS_INLINE void dot_tile(real_t *c, size_t c_row, Operand a, Operand b, size_t rows, size_t columns, size_t depth,
@@ -1301,11 +1344,13 @@ ALWAYS_INLINE void dot_tile(real_t *c, size_t c_row, Operand a, Operand b, size_
             UNROLLED for (size_t j = 0; j < columns; j++) w[j] = vec_bf16_round(w[j]);
         }
         UNROLLED for (size_t i = 0; i < rows; i++)
+        {
             UNROLLED for (size_t j = 0; j < columns; j++) sum[i][j] += x[i] * w[j];
+        }
     }
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < columns; j++) {
-            real_t total = vec_sum(sum[i][j]);
+            real_t total = sum_lanes(sum[i][j]);
             for (size_t t = k; t < depth; t++)
                 total += bf16 ? bf16_round(a.data[i * a.row + t]) * bf16_round(b.data[j * b.row + t])
                               : a.data[i * a.row + t] * b.data[j * b.row + t];
@@ -1313,26 +1358,29 @@ ALWAYS_INLINE void dot_tile(real_t *c, size_t c_row, Operand a, Operand b, size_
         }
 }
 
-/* c (=) or (+=) a · bᵀ where both are contiguous along the depth: every 4 rows of B meet all rows of A while in
- * cache. */
-static void few_rows_dot(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth, bool accumulate,
-                         bool bf16)
+/* c (=) or (+=) a · bᵀ where both are contiguous along the depth: 4 rows of B at a time meet all rows of A. */
+static void few_rows_dot(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth,
+                         bool accumulate, bool bf16)
 {
     for (size_t j = 0; j < n; j += n - j >= 4 ? 4 : 1)
         for (size_t i = 0; i < m; i += m - i >= 4 ? 4 : 1) {
             const Operand x = {a.data + i * a.row, a.row, 1}, w = {b.data + j * b.row, b.row, 1};
             real_t *const tile = c + i * c_row + j;
             const bool four_rows = m - i >= 4, four_columns = n - j >= 4;
-            if (four_rows && four_columns) dot_tile(tile, c_row, x, w, 4, 4, depth, accumulate, bf16);
-            else if (four_columns) dot_tile(tile, c_row, x, w, 1, 4, depth, accumulate, bf16);
-            else if (four_rows) dot_tile(tile, c_row, x, w, 4, 1, depth, accumulate, bf16);
-            else dot_tile(tile, c_row, x, w, 1, 1, depth, accumulate, bf16);
+            if (four_rows && four_columns)
+                dot_tile(tile, c_row, x, w, 4, 4, depth, accumulate, bf16);
+            else if (four_columns)
+                dot_tile(tile, c_row, x, w, 1, 4, depth, accumulate, bf16);
+            else if (four_rows)
+                dot_tile(tile, c_row, x, w, 4, 1, depth, accumulate, bf16);
+            else
+                dot_tile(tile, c_row, x, w, 1, 1, depth, accumulate, bf16);
         }
 }
 
 /* c (=) or (+=) a · bᵀ where the rows of B are neighbours in memory: each row of C is a weighted sum of vectors. */
-static void few_rows_sum(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth, bool accumulate,
-                         bool bf16)
+static void few_rows_sum(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth,
+                         bool accumulate, bool bf16)
 {
     for (size_t i = 0; i < m; i++) {
         const real_t *const weight = a.data + i * a.row;
@@ -1350,7 +1398,8 @@ static void few_rows_sum(real_t *c, size_t c_row, Operand a, Operand b, size_t m
         for (; j < n; j++) {
             real_t sum = accumulate ? row[j] : 0;
             for (size_t k = 0; k < depth; k++)
-                sum += bf16 ? bf16_round(weight[k]) * bf16_round(b.data[k * b.depth + j]) : weight[k] * b.data[k * b.depth + j];
+                sum += bf16 ? bf16_round(weight[k]) * bf16_round(b.data[k * b.depth + j])
+                            : weight[k] * b.data[k * b.depth + j];
             row[j] = sum;
         }
     }
@@ -1364,8 +1413,8 @@ static size_t matmul_block_scratch(size_t m, size_t n, size_t depth)
     return (round_up(m, TILE_ROWS) + round_up(n, TILE_COLUMNS)) * depth;
 }
 
-static void matmul_block(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth, bool accumulate,
-                         MatmulPrecision precision, real_t *scratch)
+static void matmul_block(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth,
+                         bool accumulate, MatmulPrecision precision, real_t *scratch)
 {
     if (m <= FEW_ROWS / 2 && a.depth == 1 && b.depth == 1) {
         few_rows_dot(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
@@ -1375,7 +1424,7 @@ static void matmul_block(real_t *c, size_t c_row, Operand a, Operand b, size_t m
         real_t *const b_panels = scratch + round_up(m, TILE_ROWS) * depth;
         pack_panels(scratch, TILE_ROWS, a, m, depth, precision);
         pack_panels(b_panels, TILE_COLUMNS, b, n, depth, precision);
-        multiply_panels(c, c_row, scratch, b_panels, m, n, depth, accumulate, precision);
+        multiply_panels(c, c_row, scratch, b_panels, m, n, depth, accumulate, precision, (Ahead){0});
     }
 }
 
@@ -1386,56 +1435,69 @@ typedef struct {
     size_t rows, width; /* width: of its panels */
 } Side;
 
-/* One chunk of the streamed side against the held rows, along a stretch of the depth. */
-static void multiply_chunk(real_t *c, size_t c_row, Side chunk, const real_t *held, size_t held_rows, size_t held_width,
-                           size_t depth, bool accumulate, MatmulPrecision precision, real_t *scratch)
+/* At most `rows` rows of a side, from (row, depth) on. */
+static Side side_from(Side from, size_t row, size_t depth, size_t rows)
+{
+    return (Side){operand_from(from.operand, row, depth), min_size(rows, from.rows - row), from.width};
+}
+
+/* One chunk of the streamed side against the held rows, along a stretch of the depth. `next` is the chunk that this
+ * thread will probably be given after this one. */
+static void multiply_chunk(real_t *c, size_t c_row, Side chunk, Side next, const real_t *held, size_t held_rows,
+                           bool hold_b, size_t depth, bool accumulate, MatmulPrecision precision, real_t *scratch)
 {
     for (size_t k = 0; k < depth; k += DEPTH_BLOCK) {
-        const size_t n = smaller(DEPTH_BLOCK, depth - k);
+        const size_t n = min_size(DEPTH_BLOCK, depth - k), rest = depth - k - n;
         const bool add = accumulate || k > 0;
+        const Ahead ahead =
+            rest > 0 ? ahead_of(operand_from(chunk.operand, 0, k + n), chunk.rows, min_size(DEPTH_BLOCK, rest))
+                     : ahead_of(next.operand, next.rows, min_size(DEPTH_BLOCK, depth));
         pack_panels(scratch, chunk.width, operand_from(chunk.operand, 0, k), chunk.rows, n, precision);
-        if (held_width == TILE_COLUMNS)
-            multiply_panels(c, c_row, scratch, held, chunk.rows, held_rows, n, add, precision);
+        if (hold_b)
+            multiply_panels(c, c_row, scratch, held, chunk.rows, held_rows, n, add, precision, ahead);
         else
-            multiply_panels(c, c_row, held, scratch, held_rows, chunk.rows, n, add, precision);
-        held += round_up(held_rows, held_width) * panel_steps(n, precision);
+            multiply_panels(c, c_row, held, scratch, held_rows, chunk.rows, n, add, precision, ahead);
+        held += round_up(held_rows, hold_b ? TILE_COLUMNS : TILE_ROWS) * panel_steps(n, precision);
     }
 }
 
 /* c [m, n] (=) or (+=) a · bᵀ. The smaller side is held, the larger streamed in chunks. */
 static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_t n, size_t depth, bool accumulate)
 {
+    if (m == 0 || n == 0) return;
     const MatmulPrecision precision = dev->precision;
     const bool hold_b = n <= m;
     const Side side_a = {a, m, TILE_ROWS}, side_b = {b, n, TILE_COLUMNS};
     const Side hold = hold_b ? side_b : side_a, stream = hold_b ? side_a : side_b;
     const int threads = m * n * depth < SMALL_PRODUCT ? 1 : dev->threads;
-    const size_t held_rows = smaller(HELD_ROWS, round_up(hold.rows, hold.width));
+    const size_t held_rows = min_size(HELD_ROWS, round_up(hold.rows, hold.width));
     const size_t held_depth = HELD_ELEMENTS / held_rows / DEPTH_BLOCK * DEPTH_BLOCK; /* at least one DEPTH_BLOCK */
     /* Small chunks where there would be too few for the threads, but never less than a panel. */
     const size_t share = round_up(stream.rows / (4 * (size_t)threads) + 1, stream.width);
-    const size_t chunk_rows = smaller(round_up(CHUNK_ROWS, stream.width), share);
-    const size_t chunk_elements = round_up(chunk_rows * smaller(depth, DEPTH_BLOCK), 16);
-    const size_t held_elements = round_up(held_rows * smaller(depth, held_depth), 16);
+    const size_t chunk_rows = min_size(round_up(CHUNK_ROWS, stream.width), share);
+    const size_t chunk_elements = round_up(chunk_rows * min_size(depth, DEPTH_BLOCK), 16);
+    const size_t held_elements = round_up(held_rows * min_size(depth, held_depth), 16);
     real_t *const held = device_scratch(dev, (held_elements + (size_t)threads * chunk_elements) * sizeof *held);
 
 #pragma omp parallel num_threads(threads)
     for (size_t k = 0; k < depth; k += held_depth)
         for (size_t h = 0; h < hold.rows; h += held_rows) {
-            const size_t rows = smaller(held_rows, hold.rows - h), deep = smaller(held_depth, depth - k);
+            const size_t rows = min_size(held_rows, hold.rows - h), deep = min_size(held_depth, depth - k);
             const size_t panels = (rows + hold.width - 1) / hold.width, blocks = (deep + DEPTH_BLOCK - 1) / DEPTH_BLOCK;
             const size_t block = panels * hold.width * panel_steps(DEPTH_BLOCK, precision);
 #pragma omp for
             for (size_t p = 0; p < panels * blocks; p++) {
                 const size_t i = p % panels * hold.width, from = p / panels * DEPTH_BLOCK;
-                const size_t n_deep = smaller(DEPTH_BLOCK, deep - from);
+                const size_t n_deep = min_size(DEPTH_BLOCK, deep - from);
                 pack_panels(held + p / panels * block + i * panel_steps(n_deep, precision), hold.width,
-                            operand_from(hold.operand, h + i, k + from), smaller(hold.width, rows - i), n_deep, precision);
+                            operand_from(hold.operand, h + i, k + from), min_size(hold.width, rows - i), n_deep,
+                            precision);
             }
 #pragma omp for schedule(dynamic)
             for (size_t s = 0; s < stream.rows; s += chunk_rows) {
-                const Side chunk = {operand_from(stream.operand, s, k), smaller(chunk_rows, stream.rows - s), stream.width};
-                multiply_chunk(c + (hold_b ? s * n + h : h * n + s), n, chunk, held, rows, hold.width, deep,
+                const size_t after = min_size(s + (size_t)threads * chunk_rows, stream.rows);
+                const Side chunk = side_from(stream, s, k, chunk_rows), next = side_from(stream, after, k, chunk_rows);
+                multiply_chunk(c + (hold_b ? s * n + h : h * n + s), n, chunk, next, held, rows, hold_b, deep,
                                accumulate || k > 0, precision,
                                held + held_elements + (size_t)omp_get_thread_num() * chunk_elements);
             }
@@ -1454,20 +1516,20 @@ void linear_forward(Device *dev, act_t *y, const act_t *x, const weight_t *w, si
     const int threads = rows * in * out < SMALL_PRODUCT ? 1 : dev->threads;
 #pragma omp parallel for num_threads(threads)
     for (size_t j = 0; j < out; j += STRETCH)
-        few_rows_dot(y + j, out, a, operand_from(b, j, 0), rows, smaller(STRETCH, out - j), in, false,
+        few_rows_dot(y + j, out, a, operand_from(b, j, 0), rows, min_size(STRETCH, out - j), in, false,
                      dev->precision == MATMUL_BF16);
 }
 
 /* y = x · wᵀ is linear in x: dx [rows, in] = dy [rows, out] · w [out, in]. */
-void linear_backward_input(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in, size_t out,
-                           bool accumulate)
+void linear_backward_input(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in,
+                           size_t out, bool accumulate)
 {
     matmul(dev, dx, (Operand){dy, out, 1}, (Operand){w, 1, in}, rows, in, out, accumulate);
 }
 
 /* … and in w: dw [out, in] = dyᵀ [out, rows] · x [rows, in]. */
-void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_t *x, size_t rows, size_t in, size_t out,
-                            bool accumulate)
+void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_t *x, size_t rows, size_t in,
+                            size_t out, bool accumulate)
 {
     matmul(dev, dw, (Operand){dy, 1, out}, (Operand){x, 1, in}, out, in, rows, accumulate);
 }
@@ -1475,22 +1537,23 @@ void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_
 /* ----------------------------------------------------------------------------------------------------------------
  * Attention
  *
- * For each head: S = q · kᵀ + bias, P = softmax(S) over the keys, P' = dropout(P), out = P' · v. T5's bias depends
- * on the distance key place - query place only, and its softmax has no 1/sqrt(d_kv).
+ * For each head: S = q · kᵀ + bias, P = softmax(S) over the keys, P' = dropout(P), out = P' · v. T5's bias depends on
+ * the distance key place - query place only, and its softmax has no 1/sqrt(d_kv).
  *
  * S is never whole in memory. It is made in blocks of queries x keys that fit in the cache, and the softmax is computed
  * online (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention"): with each block of keys a row's maximum m
  * and its sum l of exp(S - m) are brought up to date, and what has been collected of `out` under the old maximum is
- * multiplied by exp(m_old - m_new). The forward pass keeps only L = m + log(l), the logsumexp of each row; the
- * backward pass computes S again and has P = exp(S - L) at once.
+ * multiplied by exp(m_old - m_new). The forward pass keeps only L = m + log(l), the logsumexp of each row; the backward
+ * pass computes S again and has P = exp(S - L) at once.
  *
  * One task is one head of one sequence. It writes nothing that another task writes, so tasks may run in any order. */
 
 enum {
-    BLOCK = 192,                    /* queries and keys of a block; a multiple of both panel widths and of LANES */
+    BLOCK = 192,                   /* queries and keys of a block; a multiple of both panel widths and of LANES */
     DISTANCES = 2 * BLOCK + LANES, /* that occur within a block; vectors may read past the end */
 };
-static const real_t MASKED = (real_t)-1e30; /* a score whose exponential is 0; finite, because infinity - infinity is not */
+static const real_t MASKED =
+    (real_t)-1e30; /* a score whose exponential is 0; finite, because infinity - infinity is not */
 
 /* What one thread works on; independent of the length of the sequences. */
 typedef struct {
@@ -1525,24 +1588,24 @@ static AttentionScratch attention_scratch(real_t *memory, size_t d_kv)
     return s;
 }
 
-/* One head of one sequence. Rows count from the sequence's beginning; x_row is the stride of x. */
+/* One head of one sequence. */
 typedef struct {
     const Attention *attention;
     size_t sequence, head;
-    size_t queries, keys;       /* how many */
+    size_t queries, keys;          /* how many */
     size_t first_query, first_key; /* rows of the packed matrices */
 } AttentionTask;
 
 static AttentionTask attention_task(const Attention *at, size_t task)
 {
     const size_t b = task / at->heads;
-    return (AttentionTask){at,
-                           b,
-                           task % at->heads,
-                           (size_t)at->queries.length[b],
-                           (size_t)at->keys.length[b],
-                           (size_t)at->queries.start[b],
-                           (size_t)at->keys.start[b]};
+    return (AttentionTask){.attention = at,
+                           .sequence = b,
+                           .head = task % at->heads,
+                           .queries = (size_t)at->queries.length[b],
+                           .keys = (size_t)at->keys.length[b],
+                           .first_query = (size_t)at->queries.start[b],
+                           .first_key = (size_t)at->keys.start[b]};
 }
 
 /* A block of a task: queries q … q + rows - 1 against keys k … k + columns - 1. */
@@ -1584,41 +1647,27 @@ static void block_keep(real_t *keep, const AttentionTask *task, const AttentionB
                 d->shared ? 0 : (uint32_t)(block->q + i), block->k, block->columns);
 }
 
-static vec_t vec_larger(vec_t a, vec_t b)
-{
-    vec_t larger;
-    for (int i = 0; i < LANES; i++) larger[i] = a[i] > b[i] ? a[i] : b[i];
-    return larger;
-}
-
-static real_t vec_max(vec_t v)
-{
-    real_t max = v[0];
-    for (int i = 1; i < LANES; i++) max = v[i] > max ? v[i] : max;
-    return max;
-}
-
 /* One row of scores becomes exp(s + bias - m), zero beyond the `visible` keys; m and l are brought up to date. Returns
  * exp(m_old - m_new), the factor for everything that was summed under the old maximum. */
 static real_t softmax_row(real_t *s, const real_t *bias, size_t visible, size_t columns, real_t *m, real_t *l)
 {
     const size_t end = round_up(visible, LANES);
-    vec_t max = (vec_t){0} + *m, sum = {0};
+    vec_t max = vec_set(*m), sum = {0};
     for (size_t j = visible; j < end; j++) s[j] = MASKED;
     for (size_t j = 0; j < end; j += LANES) {
         const vec_t biased = vec_load(s + j) + vec_load(bias + j);
         vec_store(s + j, biased);
-        max = vec_larger(max, biased);
+        max = vec_select(biased > max, biased, max);
     }
-    const real_t new_max = vec_max(max);
+    const real_t new_max = max_of((const real_t *)&max, LANES);
     for (size_t j = 0; j < end; j += LANES) {
         const vec_t p = vec_exp(vec_load(s + j) - new_max);
         vec_store(s + j, p);
         sum += p;
     }
     if (end < columns) memset(s + end, 0, (columns - end) * sizeof *s);
-    const real_t factor = vec_exp((vec_t){0} + *m - new_max)[0];
-    *l = *l * factor + vec_sum(sum);
+    const real_t factor = vec_exp(vec_set(*m - new_max))[0];
+    *l = *l * factor + sum_lanes(sum);
     *m = new_max;
     return factor;
 }
@@ -1639,7 +1688,7 @@ static void attention_forward_queries(real_t *out, stat_t *logsumexp, const Atte
     for (size_t i = 0; i < block.rows; i++) scratch->max[i] = MASKED, scratch->sum[i] = 0;
     for (block.k = 0; block.k < task->keys; block.k += BLOCK) {
         if (at->causal && block.k >= block.q + block.rows) break; /* nobody here sees these keys or later ones */
-        block.columns = smaller(BLOCK, task->keys - block.k);
+        block.columns = min_size(BLOCK, task->keys - block.k);
         const size_t offset = (task->first_key + block.k) * at->kv_stride + column;
         const Operand k = {at->k + offset, at->kv_stride, 1}, vT = {at->v + offset, 1, at->kv_stride};
         matmul_block(scratch->scores, BLOCK, q, k, block.rows, block.columns, d, false, precision, scratch->panels);
@@ -1672,7 +1721,7 @@ void attention_forward(Device *dev, act_t *out, stat_t *logsumexp, const Attenti
         const AttentionTask task = attention_task(at, t);
         AttentionScratch scratch = attention_scratch(memory + (size_t)omp_get_thread_num() * size, at->d_kv);
         for (size_t q = 0; q < task.queries; q += BLOCK) {
-            const AttentionBlock block = {.q = q, .rows = smaller(BLOCK, task.queries - q)};
+            const AttentionBlock block = {.q = q, .rows = min_size(BLOCK, task.queries - q)};
             const size_t row = task.first_query + q;
             attention_forward_queries(out + row * width + task.head * at->d_kv,
                                       logsumexp + task.head * at->queries.rows + row, &task, block, dev->precision,
@@ -1687,8 +1736,8 @@ void attention_forward(Device *dev, act_t *out, stat_t *logsumexp, const Attenti
  *     dS = P * (dP - D),   D_i = sum over j of P_ij dP_ij = sum over j of P'_ij (dO_i · v_j) = dO_i · out_i
  *     dq = dS · k          dk = dSᵀ · q          dbias[bucket(j - i)] += dS_ij
  *
- * D needs no pass over the keys. Blocks of keys are the outer loop, so that dk and dv are finished one after
- * another; dq is collected over them. */
+ * D needs no pass over the keys. Blocks of keys are the outer loop, so that dk and dv are finished one after another;
+ * dq is collected over them. */
 
 /* Everything that a thread needs of the caller's, for one backward pass. */
 typedef struct {
@@ -1721,7 +1770,8 @@ static void softmax_row_backward(real_t *s, real_t *ds, const real_t *bias, cons
 }
 
 /* Adds the block's dS to the buckets: first along each distance, as vectors, then each distance to its bucket. */
-static void bias_backward(stat_t *dbias, const AttentionTask *task, const AttentionBlock *block, AttentionScratch *scratch)
+static void bias_backward(stat_t *dbias, const AttentionTask *task, const AttentionBlock *block,
+                          AttentionScratch *scratch)
 {
     const ptrdiff_t first = (ptrdiff_t)block->k - (ptrdiff_t)(block->q + block->rows - 1);
     memset(scratch->dbias, 0, DISTANCES * sizeof *scratch->dbias);
@@ -1733,8 +1783,9 @@ static void bias_backward(stat_t *dbias, const AttentionTask *task, const Attent
         dbias[task->attention->bucket[first + (ptrdiff_t)t]] += scratch->dbias[t];
 }
 
-static void attention_backward_block(const AttentionGradients *g, const AttentionTask *task, const AttentionBlock *block,
-                                     bool first_queries, MatmulPrecision precision, AttentionScratch *scratch)
+static void attention_backward_block(const AttentionGradients *g, const AttentionTask *task,
+                                     const AttentionBlock *block, bool first_queries, MatmulPrecision precision,
+                                     AttentionScratch *scratch)
 {
     const Attention *const at = task->attention;
     const size_t d = at->d_kv, width = at->heads * d, column = task->head * d, rows = block->rows, n = block->columns;
@@ -1746,18 +1797,21 @@ static void attention_backward_block(const AttentionGradients *g, const Attentio
     const Operand k = {at->k + kv_offset, at->kv_stride, 1}, kT = {at->k + kv_offset, 1, at->kv_stride};
     const Operand v = {at->v + kv_offset, at->kv_stride, 1};
     const Operand do_ = {dout, width, 1}, doT = {dout, 1, width};
-    const Operand pT = {scratch->scores, 1, BLOCK}, ds = {scratch->dscores, BLOCK, 1}, dsT = {scratch->dscores, 1, BLOCK};
+    const Operand pT = {scratch->scores, 1, BLOCK}, ds = {scratch->dscores, BLOCK, 1},
+                  dsT = {scratch->dscores, 1, BLOCK};
     real_t *const panels = scratch->panels;
 
     matmul_block(scratch->scores, BLOCK, q, k, rows, n, d, false, precision, panels);
     matmul_block(scratch->dscores, BLOCK, do_, v, rows, n, d, false, precision, panels);
     block_bias(scratch->bias, task, block);
     for (size_t i = 0; i < rows; i++) {
-        real_t dot = 0;
-        for (size_t c = 0; c < d; c++) dot += dout[i * width + c] * out[i * width + c];
+        vec_t products = {0};
+        for (size_t c = 0; c < d; c += LANES)
+            products += vec_load_some(dout + i * width + c, d - c, 0) * vec_load_some(out + i * width + c, d - c, 0);
         if (dropping(at)) block_keep(scratch->keep, task, block, i);
         softmax_row_backward(scratch->scores + i * BLOCK, scratch->dscores + i * BLOCK, scratch->bias + rows - 1 - i,
-                             dropping(at) ? scratch->keep : NULL, visible_keys(at, block, i), n, logsumexp[i], dot);
+                             dropping(at) ? scratch->keep : NULL, visible_keys(at, block, i), n, logsumexp[i],
+                             sum_lanes(products));
     }
     matmul_block(g->dv + kv_offset, at->kv_stride, pT, doT, n, d, rows, !first_queries, precision, panels);
     matmul_block(g->dk + kv_offset, at->kv_stride, dsT, qT, n, d, rows, !first_queries, precision, panels);
@@ -1771,10 +1825,10 @@ static void attention_backward_task(const AttentionGradients *g, const Attention
     const Attention *const at = task->attention;
     AttentionBlock block;
     for (block.k = 0; block.k < task->keys; block.k += BLOCK) {
-        block.columns = smaller(BLOCK, task->keys - block.k);
+        block.columns = min_size(BLOCK, task->keys - block.k);
         bool first_queries = true;
         for (block.q = 0; block.q < task->queries; block.q += BLOCK) {
-            block.rows = smaller(BLOCK, task->queries - block.q);
+            block.rows = min_size(BLOCK, task->queries - block.q);
             if (at->causal && block.k >= block.q + block.rows) continue;
             attention_backward_block(g, task, &block, first_queries, precision, scratch);
             first_queries = false;
@@ -1788,8 +1842,8 @@ static void attention_backward_task(const AttentionGradients *g, const Attention
     }
 }
 
-void attention_backward(Device *dev, act_t *dq, act_t *dk, act_t *dv, stat_t *dbias, const act_t *dout, const act_t *out,
-                        const stat_t *logsumexp, const Attention *at)
+void attention_backward(Device *dev, act_t *dq, act_t *dk, act_t *dv, stat_t *dbias, const act_t *dout,
+                        const act_t *out, const stat_t *logsumexp, const Attention *at)
 {
     const size_t tasks = at->queries.count * at->heads, size = attention_scratch_size(at->d_kv);
     const size_t threads_size = (size_t)dev->threads * size, dbias_size = dbias ? tasks * at->buckets : 0;
@@ -1808,9 +1862,9 @@ void attention_backward(Device *dev, act_t *dq, act_t *dk, act_t *dv, stat_t *db
         for (size_t b = 0; b < at->buckets; b++) dbias[b * at->heads + t % at->heads] += partial[t * at->buckets + b];
 }
 
-/* --- decoding: one new token for each row, against what the row has seen. The keys and values of a block lie
- * scattered over the cache, wherever the row's ancestors put them; they are brought together, and then it is
- * attention of one query. */
+/* --- decoding: one new token for each row, against what the row has seen. The keys and values of a block lie scattered
+ * over the cache, wherever the row's ancestors put them; they are brought together, and then it is attention of one
+ * query. */
 
 typedef struct {
     const act_t *cache;
@@ -1827,7 +1881,7 @@ static void attention_cached_head(real_t *out, const CachedAttention *at, size_t
     const act_t *const q = at->cache + (last * at->capacity + at->row) * 3 * inner + head * d;
     real_t max = MASKED, sum = 0;
     for (size_t start = 0; start < at->steps; start += BLOCK) {
-        const size_t n = smaller(BLOCK, at->steps - start);
+        const size_t n = min_size(BLOCK, at->steps - start);
         for (size_t j = 0; j < n; j++) {
             const size_t t = start + j;
             const size_t holder = t == last ? at->row : (size_t)at->ancestors[at->row * at->max_steps + t];
@@ -1838,7 +1892,8 @@ static void attention_cached_head(real_t *out, const CachedAttention *at, size_t
             scratch->bias[j] = at->bias_table ? at->bias_table[(size_t)at->bucket[distance] * at->heads + head] : 0;
         }
         memset(scratch->bias + n, 0, LANES * sizeof *scratch->bias);
-        const Operand query = {q, d, 1}, k = {scratch->k, d, 1}, p = {scratch->scores, BLOCK, 1}, vT = {scratch->v, 1, d};
+        const Operand query = {q, d, 1}, k = {scratch->k, d, 1}, p = {scratch->scores, BLOCK, 1},
+                      vT = {scratch->v, 1, d};
         matmul_block(scratch->scores, BLOCK, query, k, 1, n, d, false, precision, scratch->panels);
         const real_t factor = softmax_row(scratch->scores, scratch->bias, n, n, &max, &sum);
         if (start > 0) scale_row(out, factor, d);
@@ -1858,7 +1913,8 @@ void attention_cached_forward(Device *dev, act_t *out, const act_t *cache, const
 #pragma omp parallel for num_threads(threads)
     for (size_t task = 0; task < rows * heads; task++) {
         AttentionScratch scratch = attention_scratch(memory + (size_t)omp_get_thread_num() * size, d_kv);
-        const CachedAttention at = {cache, ancestors, task / heads, steps, max_steps, capacity, heads, d_kv, bias_table, bucket};
+        const CachedAttention at = {cache,    ancestors, task / heads, steps,      max_steps,
+                                    capacity, heads,     d_kv,         bias_table, bucket};
         attention_cached_head(out + task * d_kv, &at, task % heads, &scratch, dev->precision);
     }
 }
@@ -1961,7 +2017,7 @@ static int config_read_file(T5Config *config, const char *file, Error *error)
     config->json = host_alloc(mapped.bytes + 1, 1);
     memcpy(config->json, mapped.data, mapped.bytes);
     mapped_file_close(&mapped);
-    json = cJSON_Parse(config->json);
+    json = cJSON_ParseWithOpts(config->json, NULL, true); /* true: nothing may follow */
     status = cJSON_IsObject(json) ? config_parse(config, json, file, error)
                                   : error_set(error, EXIT_FAILED, "%s: not a JSON object", file);
     cJSON_Delete(json);
@@ -2084,13 +2140,16 @@ static const StoredTensor *stored_find(const Checkpoint *checkpoint, const char 
     return stored;
 }
 
-static int tensor_check_shape(const Tensor *tensor, const StoredTensor *stored, Error *error)
+static int tensor_check(const Tensor *tensor, const StoredTensor *stored, Error *error)
 {
     char found[128] = "", expected[64];
-    bool fits = tensor->is_vector
-                    ? stored->n_dims == 1 && stored->shape[0] == tensor->columns
-                    : stored->n_dims == 2 && stored->shape[0] == tensor->rows && stored->shape[1] == tensor->columns;
-    if (fits) return 0;
+    if (stored->dtype > DTYPE_F64)
+        return error_set(error, EXIT_FAILED, "%s: type of %s (expected F32, F16, BF16 or F64, found %s)", stored->file,
+                         tensor->name, dtype_name(stored->dtype));
+    if (tensor->is_vector
+            ? stored->n_dims == 1 && stored->shape[0] == tensor->columns
+            : stored->n_dims == 2 && stored->shape[0] == tensor->rows && stored->shape[1] == tensor->columns)
+        return 0;
     for (size_t i = 0, at = 0; i < stored->n_dims && at < sizeof found - 24; i++)
         at += (size_t)snprintf(found + at, sizeof found - at, i ? ", %zu" : "%zu", stored->shape[i]);
     if (tensor->is_vector)
@@ -2104,7 +2163,6 @@ static int tensor_check_shape(const Tensor *tensor, const StoredTensor *stored, 
 static int tensor_load(const Model *model, const Tensor *tensor, const StoredTensor *stored, float *slice, Error *error)
 {
     size_t n = tensor->rows * tensor->columns;
-    if (tensor_check_shape(tensor, stored, error)) return -1;
     for (size_t first = 0; first < n; first += TRANSFER) {
         size_t count = min_size(TRANSFER, n - first);
         if (stored_tensor_read_float(stored, first, count, slice, error)) return -1;
@@ -2139,6 +2197,14 @@ static bool stored_tensors_equal(const StoredTensor *a, const StoredTensor *b)
     return equal;
 }
 
+/* Where a missing tensor was looked for: the file, or the directory when there are several. */
+static const char *checkpoint_place(const Checkpoint *checkpoint, const char *directory)
+{
+    for (size_t i = 1; i < checkpoint_count(checkpoint); i++)
+        if (strcmp(checkpoint_at(checkpoint, i)->file, checkpoint_at(checkpoint, 0)->file) != 0) return directory;
+    return checkpoint_count(checkpoint) ? checkpoint_at(checkpoint, 0)->file : directory;
+}
+
 /* Is the head the embedding? Yes when there is none, or when it is identical and the config does not deny it. */
 static int decide_tied_head(T5Config *config, const Checkpoint *checkpoint, const char *directory, Error *error)
 {
@@ -2146,7 +2212,8 @@ static int decide_tied_head(T5Config *config, const Checkpoint *checkpoint, cons
     const StoredTensor *shared = stored_find(checkpoint, "shared.weight");
     if (!head && config->mlp == MLP_GATED_GELU)
         return error_set(error, EXIT_FAILED,
-                         "%s: lm_head.weight is missing (an mT5 or T5 v1.1 model has a head of its own)", directory);
+                         "%s: lm_head.weight is missing (an mT5 or T5 v1.1 model has a head of its own)",
+                         checkpoint_place(checkpoint, directory));
     config->tied_head = !head || (config_says_tied(config) != 0 && shared && stored_tensors_equal(head, shared));
     return 0;
 }
@@ -2164,29 +2231,47 @@ static bool is_known_extra(const char *name)
 
 static void warn_of_extra_tensors(const Model *model, const Checkpoint *checkpoint, void (*warn)(const char *text))
 {
+    enum { NAMED = 10 }; /* of more than that, only the number is told */
+    size_t extra = 0;
     for (size_t i = 0; warn && i < checkpoint_count(checkpoint); i++) {
         const StoredTensor *stored = checkpoint_at(checkpoint, i);
         bool known = is_known_extra(stored->name);
         for (size_t t = 0; !known && t < model->n_tensors; t++)
             known = strcmp(model->tensors[t].name, stored->name) == 0;
-        if (!known) {
+        if (!known && extra++ < NAMED) {
             char *text = text_format("%s: ignored the unknown tensor %.200s", stored->file, stored->name);
             warn(text);
             free(text);
         }
     }
+    if (extra > NAMED) {
+        char *text =
+            text_format("%s: ignored %zu more unknown tensors", checkpoint_at(checkpoint, 0)->file, extra - NAMED);
+        warn(text);
+        free(text);
+    }
 }
 
-static int model_load_weights(Model *model, const Checkpoint *checkpoint, const char *directory, Error *error)
+/* Is every tensor of the table there, and in its shape? Asked before there is memory for them: a config may lie. */
+static int model_check_tensors(const Model *model, const Checkpoint *checkpoint, const char *directory, Error *error)
 {
-    float *slice = host_alloc(TRANSFER, sizeof *slice);
     int status = 0;
     for (size_t i = 0; !status && i < model->n_tensors; i++) {
         const Tensor *tensor = &model->tensors[i];
         const StoredTensor *stored = stored_find(checkpoint, tensor->name);
-        status = stored ? tensor_load(model, tensor, stored, slice, error)
-                        : error_set(error, EXIT_FAILED, "%s: %s is missing", directory, tensor->name);
+        status = stored ? tensor_check(tensor, stored, error)
+                        : error_set(error, EXIT_FAILED, "%s: %s is missing", checkpoint_place(checkpoint, directory),
+                                    tensor->name);
     }
+    return status;
+}
+
+static int model_load_weights(Model *model, const Checkpoint *checkpoint, Error *error)
+{
+    float *slice = host_alloc(TRANSFER, sizeof *slice);
+    int status = 0;
+    for (size_t i = 0; !status && i < model->n_tensors; i++)
+        status = tensor_load(model, &model->tensors[i], stored_find(checkpoint, model->tensors[i].name), slice, error);
     free(slice);
     return status;
 }
@@ -2201,9 +2286,10 @@ Model *model_open(const char *directory, Device *dev, void (*warn)(const char *t
     if (!status) status = decide_tied_head(&model->config, checkpoint, directory, error);
     if (!status) {
         table_build(model);
-        status = weights_allocate(model, error);
+        status = model_check_tensors(model, checkpoint, directory, error);
     }
-    if (!status) status = model_load_weights(model, checkpoint, directory, error);
+    if (!status) status = weights_allocate(model, error);
+    if (!status) status = model_load_weights(model, checkpoint, error);
     if (!status) warn_of_extra_tensors(model, checkpoint, warn);
     checkpoint_close(checkpoint);
     if (!status) return model;
@@ -2320,7 +2406,13 @@ static int weights_append(SafetensorsWriter *writer, Device *dev, const weight_t
     for (size_t first = 0; !status && first < n; first += TRANSFER) {
         size_t count = min_size(TRANSFER, n - first);
         weights_download(dev, slice, weights + first, count);
-        status = safetensors_append(writer, slice, count * sizeof *slice, error);
+        for (size_t i = 0; !status && i < count; i++)
+            if (!isfinite(slice[i])) /* no reader would take them */
+                status =
+                    error_set(error, EXIT_FAILED,
+                              "weights to be written: element %zu is not a number (found %g: the training diverged)",
+                              first + i, (double)slice[i]);
+        if (!status) status = safetensors_append(writer, slice, count * sizeof *slice, error);
     }
     free(slice);
     return status;
@@ -2340,6 +2432,19 @@ static int model_write_weights(const Model *model, const char *file, Error *erro
     return safetensors_commit(writer, error);
 }
 
+/* Loaders insist that these are written as floats; cJSON would write 1.0 as 1. */
+static void config_keep_floats(cJSON *json)
+{
+    static const char *const names[] = {"layer_norm_epsilon", "initializer_factor", "dropout_rate", "classifier_dropout"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, names[i]);
+        char text[32];
+        if (!cJSON_IsNumber(item) || item->valuedouble != floor(item->valuedouble)) continue;
+        snprintf(text, sizeof text, "%.1f", item->valuedouble);
+        cJSON_ReplaceItemInObjectCaseSensitive(json, names[i], cJSON_CreateRaw(text));
+    }
+}
+
 /* The config that was read, with what a loader must know: the element type, and whether the head is tied (without the
  * word "false", newer transformers would scale an untied model's logits). */
 static int model_write_config(const Model *model, const char *file, Error *error)
@@ -2357,6 +2462,7 @@ static int model_write_config(const Model *model, const char *file, Error *error
     if (!cJSON_HasObjectItem(json, "model_type")) cJSON_AddStringToObject(json, "model_type", model->config.model_type);
     if (!cJSON_HasObjectItem(json, "architectures"))
         cJSON_AddItemToObject(json, "architectures", cJSON_CreateStringArray(&architecture, 1));
+    config_keep_floats(json);
     text = cJSON_Print(json);
     status = text ? file_write_text(file, text, error) : error_set(error, EXIT_FAILED, "%s: no memory", file);
     free(text);
@@ -2385,8 +2491,8 @@ int model_write(const Model *model, const char *directory, const char *origin, E
 
 /* --- the packed batch */
 
-/* T5's bucket of a distance key_place - query_place (FACTS: HF _relative_position_bucket, in float32 as there). Half
- * of the buckets are exact, the others grow logarithmically up to max_distance. */
+/* T5's bucket of a distance key_place - query_place (transformers' _relative_position_bucket, in float32 as there).
+ * Half of the buckets are exact, the others grow logarithmically up to max_distance. */
 static int32_t relative_position_bucket(long distance, bool bidirectional, size_t buckets, size_t max_distance)
 {
     long n_buckets = (long)buckets, base = 0, n = distance < 0 ? -distance : 0, exact, large;
@@ -2750,7 +2856,7 @@ static void pass_free(Pass *pass)
     memset(pass, 0, sizeof *pass);
 }
 
-/* --- dropout's places (FACTS 1.5) */
+/* --- dropout's places (t5x/examples/t5/network.py and layers.py) */
 
 typedef enum {
     DROP_EMBEDDING,
@@ -3145,7 +3251,7 @@ static double t5_loss(Pass *pass, const LossSettings *settings, const Gradients 
  * A soft prompt is P rows in front of the encoder's embedded input; it takes part in dropout and in the relative
  * positions like any token, and the decoder attends to it. How it enters the network was seen in chapter 3: a negative
  * id -1-p looks up prompt row p, and the gradients of these rows are summed over the batch. Here: how a prompt begins,
- * and how it comes from and goes to a file. (prompt_tuning/prompts.py; FACTS 4.) */
+ * and how it comes from and goes to a file. (prompt-tuning: prompts.py, train/prompts.py.) */
 
 enum { PROMPT_POPULATION = 5000 }; /* "sampled" draws among the first, most frequent, ids */
 
@@ -3193,13 +3299,19 @@ static int prompt_init_text(const Model *model, const Tokenizer *tokenizer, cons
 {
     size_t D = model->config.d_model, count;
     int32_t *ids;
+    int status = 0;
     if (tokenizer_encode(tokenizer, text, strlen(text), &ids, &count, error)) return -1;
     count = min_size(count, length);
-    for (size_t p = 0; p < count; p++)
-        weights_download(model->dev, rows + p * D, model->shared->data + (size_t)ids[p] * D, D);
+    for (size_t p = 0; !status && p < count; p++) {
+        if ((size_t)ids[p] >= model->config.vocab_size)
+            status = error_set(error, EXIT_USAGE, "--prompt-init: piece %s (expected one that the model has a row for)",
+                               tokenizer_piece(tokenizer, ids[p]));
+        else
+            weights_download(model->dev, rows + p * D, model->shared->data + (size_t)ids[p] * D, D);
+    }
     free(ids);
-    prompt_init_sampled(model, rows, count, length, seed);
-    return 0;
+    if (!status) prompt_init_sampled(model, rows, count, length, seed);
+    return status;
 }
 
 static int prompt_load(const Model *model, const Prompts *prompts, size_t which, const char *path, Error *error)
@@ -4118,9 +4230,10 @@ typedef struct {
     TaskSplit train, dev;
 } TaskData;
 
-/* Text to ids with EOS at the end; at most `limit` ids (0: any number), EOS counted, which is never cut off. */
-static int encode_with_eos(const Tokenizer *tokenizer, int32_t eos, const char *text, size_t limit, int32_t **out,
-                           size_t *length, bool *cut, Error *error)
+/* Text to ids with EOS at the end; at most `limit` ids (0: any number), EOS counted, which is never cut off. A
+ * vocabulary may have more pieces than the model has rows: that is an error only when a text needs one of them. */
+static int encode_with_eos(const Tokenizer *tokenizer, const T5Config *config, const char *text, size_t limit,
+                           int32_t **out, size_t *length, bool *cut, Error *error)
 {
     int32_t *ids;
     size_t count;
@@ -4128,7 +4241,14 @@ static int encode_with_eos(const Tokenizer *tokenizer, int32_t eos, const char *
     *cut = limit && count + 1 > limit;
     if (*cut) count = limit - 1;
     ids = host_grow(ids, count + 1, sizeof *ids);
-    ids[count] = eos;
+    ids[count] = config->eos;
+    for (size_t i = 0; i < count; i++)
+        if ((size_t)ids[i] >= config->vocab_size) {
+            error_set(error, EXIT_USAGE, "spiece.model: piece %s (expected an id below the model's vocabulary %zu, found %d)",
+                      tokenizer_piece(tokenizer, ids[i]), config->vocab_size, (int)ids[i]);
+            free(ids);
+            return -1;
+        }
     *out = ids;
     *length = count + 1;
     return 0;
@@ -4149,7 +4269,7 @@ static void split_free(TaskSplit *split)
  * never itself; `ending` (or "") goes behind it. */
 typedef struct {
     const Tokenizer *tokenizer;
-    int32_t eos;
+    const T5Config *config;
     size_t max_input, max_target;
     size_t shots;
     const Examples *shown;
@@ -4189,10 +4309,10 @@ static int split_encode(TaskSplit *split, const EncodeSettings *s, Error *error)
         bool cut_input, cut_target;
         int32_t *input = NULL, *target = NULL;
         int status =
-            encode_with_eos(s->tokenizer, s->eos, text, s->max_input, &input, &e->input_length, &cut_input, error);
+            encode_with_eos(s->tokenizer, s->config, text, s->max_input, &input, &e->input_length, &cut_input, error);
         e->input = input;
         if (!status)
-            status = encode_with_eos(s->tokenizer, s->eos, split->examples.items[i].targets[0], s->max_target, &target,
+            status = encode_with_eos(s->tokenizer, s->config, split->examples.items[i].targets[0], s->max_target, &target,
                                      &e->target_length, &cut_target, error);
         free(text);
         if (status) return -1;
@@ -4204,7 +4324,7 @@ static int split_encode(TaskSplit *split, const EncodeSettings *s, Error *error)
     return 0;
 }
 
-/* --- span corruption (T5's pretraining: t5/data/preprocessors.py; FACTS 9.1) */
+/* --- span corruption (T5's pretraining: t5/data/preprocessors.py) */
 
 /* A document in ids. An answer is a span that the text marked (between tabs). */
 typedef struct {
@@ -4544,20 +4664,33 @@ static double forward_flops(const T5Config *c, const TokenExample *examples, siz
     return sum;
 }
 
+/* Elements of the model's second moments, which are as many as its weights where no side reaches 128. */
+static size_t model_moments(const T5Config *c)
+{
+    Model model = {.config = *c};
+    size_t size = 0;
+    table_build(&model);
+    for (size_t i = 0; i < model.n_tensors; i++)
+        moment_layout(NULL, &size, model.tensors[i].rows, model.tensors[i].columns, model.tensors[i].is_vector);
+    table_free(&model);
+    return size;
+}
+
 /* Bytes of training a stage: weights, moments, gradients, activations. source_rows and target_rows are of a micro-batch
  * (prompts counted), all_rows of the whole batch. */
 static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_prompt_rows, bool trains_model,
                              bool trains_prompts, size_t source_rows, size_t target_rows, size_t all_rows, bool keep)
 {
+    bool by_rows = !c->tied_head && is_factored(c->vocab_size, c->d_model, false);
     GradientPlan plan = {.model = trains_model,
                          .prompts = trains_prompts,
                          .keep = keep,
-                         .n_touched = c->tied_head ? c->vocab_size : min_size(all_rows, c->vocab_size)};
+                         .n_touched = by_rows ? min_size(all_rows, c->vocab_size) : c->vocab_size};
+    size_t moments = trains_model ? model_moments(c) + (by_rows ? c->vocab_size : 0) : 0;
     Arena arena = {0};
     Gradients grads;
     gradients_layout(&arena, &grads, c, n_weights, &plan, n_prompt_rows);
-    return arena.used +
-           (n_weights + 2 * n_prompt_rows * c->d_model + (trains_model ? c->vocab_size : 0)) * sizeof(weight_t) +
+    return arena.used + (n_weights + 2 * n_prompt_rows * c->d_model) * sizeof(weight_t) + moments * sizeof(stat_t) +
            pass_bytes(c, source_rows, target_rows, PASS_TRAIN);
 }
 
@@ -5049,12 +5182,35 @@ static cJSON *run_results(const Run *run)
     return results;
 }
 
+/* Files that a killed process was writing (data/files.h) are of no use to the one that goes on. */
+static void remove_temporary_files(char *path) /* frees the path */
+{
+    DIR *directory = opendir(path);
+    const struct dirent *entry;
+    while (directory && (entry = readdir(directory))) {
+        const char *suffix = strrchr(entry->d_name, '.');
+        if (suffix && strcmp(suffix, ".tmp") == 0) unlinkat(dirfd(directory), entry->d_name, 0);
+    }
+    if (directory) closedir(directory);
+    free(path);
+}
+
+static void run_clean(const Run *run)
+{
+    remove_temporary_files(run_file(run, "."));
+    remove_temporary_files(run_file(run, "checkpoints"));
+    remove_temporary_files(run_file(run, "model"));
+    for (size_t i = 0; i < run->prompts.count; i++)
+        remove_temporary_files(run_file(run, "prompt/%s", run->tasks[i].name));
+}
+
 /* Everything from the current stage to DONE. `resumed`: a state has been read. */
 static int run_execute(Run *run, bool resumed, Error *error)
 {
     char *checkpoints = run_file(run, "checkpoints"), *done = run_file(run, "DONE"), *text;
     cJSON *results;
     int status = directory_create(checkpoints, error);
+    run_clean(run);
     if (!status) status = log_open(run, resumed, error);
     while (!status && run->stage < run->n_stages) {
         status = run_stage(run, resumed, error);
@@ -5410,9 +5566,20 @@ static Device *device_from_options(const Options *o, Error *error)
                        strcmp(o->text[OPT_DTYPE], "bf16") == 0 ? MATMUL_BF16 : MATMUL_FP32, error);
 }
 
+/* Tells the person something on one line: what a file brought in (a tensor's name) must not break it or move the
+ * cursor. */
+static void print_message(const char *kind, const char *text)
+{
+    char *line = text_format("%s: %s", kind, text);
+    for (char *at = line; *at; at++)
+        if (iscntrl((unsigned char)*at)) *at = ' ';
+    fprintf(stderr, "%s\n", line);
+    free(line);
+}
+
 static void print_warning(const char *text)
 {
-    fprintf(stderr, "warning: %s\n", text);
+    print_message("warning", text);
 }
 
 static Model *open_model(const Options *o, Device *dev, Error *error)
@@ -5435,7 +5602,7 @@ static Tokenizer *open_tokenizer(const char *directory, Error *error)
     return tokenizer;
 }
 
-/* A vocabulary must not be larger than the embedding it indexes. */
+/* Every piece of a corpus may come up, so the vocabulary must not be larger than the embedding. */
 static int check_vocabulary(const Tokenizer *tokenizer, const Model *model, const char *directory, Error *error)
 {
     if ((size_t)tokenizer_size(tokenizer) <= model->config.vocab_size) return 0;
@@ -5452,6 +5619,8 @@ static int read_input_lines(const Options *o, Lines *lines, Error *error)
     int status;
     if (o->text[OPT_INPUT] && o->text[OPT_FILE_IN])
         return error_set(error, EXIT_USAGE, "--input and --file: expected one of them");
+    if (o->text[OPT_INPUT] && !*o->text[OPT_INPUT])
+        return lines_split(lines, "\n", 1, "--input", error); /* one, and empty */
     if (o->text[OPT_INPUT]) return lines_split(lines, o->text[OPT_INPUT], strlen(o->text[OPT_INPUT]), "--input", error);
     if (o->text[OPT_FILE_IN]) return lines_read(lines, o->text[OPT_FILE_IN], error);
     do {
@@ -5647,12 +5816,7 @@ static int command_info(const Options *o, Error *error)
     if (!status) status = decide_tied_head(&model.config, checkpoint, o->text[OPT_MODEL], error);
     if (!status) {
         table_build(&model);
-        for (size_t i = 0; !status && i < model.n_tensors; i++) {
-            const StoredTensor *stored = stored_find(checkpoint, model.tensors[i].name);
-            status =
-                stored ? tensor_check_shape(&model.tensors[i], stored, error)
-                       : error_set(error, EXIT_FAILED, "%s: %s is missing", o->text[OPT_MODEL], model.tensors[i].name);
-        }
+        status = model_check_tensors(&model, checkpoint, o->text[OPT_MODEL], error);
     }
     if (!status) {
         shared = stored_find(checkpoint, "shared.weight");
@@ -5715,6 +5879,8 @@ static int command_tokenize(const Options *o, Error *error)
     Lines lines;
     cJSON *json = NULL, *rows = NULL;
     int status;
+    if (option_true(o, OPT_DECODE) && (option_true(o, OPT_EOS) || option_true(o, OPT_PIECES)))
+        return error_set(error, EXIT_USAGE, "--decode: expected neither --eos nor --pieces beside it");
     if (option_need(o, OPT_MODEL, error) || !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) return -1;
     status =
         option_true(o, OPT_EOS) && tokenizer_eos(tokenizer) < 0
@@ -5747,7 +5913,7 @@ static int generate_read_inputs(const Options *o, const Model *model, const Toke
         int status =
             option_true(o, OPT_IDS_IN)
                 ? parse_ids(lines->text[i], model->config.vocab_size, input_name(o), i + 1, &ids, &count, error)
-                : encode_with_eos(tokenizer, model->config.eos, lines->text[i], 0, &ids, &count, &cut, error);
+                : encode_with_eos(tokenizer, &model->config, lines->text[i], 0, &ids, &count, &cut, error);
         if (status) return -1;
         inputs[i] =
             (TokenExample){.input = ids, .input_length = count, .prompt = o->text[OPT_PROMPT] ? 0 : -1, .number = i};
@@ -5838,7 +6004,6 @@ static int command_generate(const Options *o, Error *error)
     if (!status && !(dev = device_from_options(o, error))) status = -1;
     if (!status && !(model = open_model(o, dev, error))) status = -1;
     if (!status && needs_text && !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) status = -1;
-    if (!status && tokenizer) status = check_vocabulary(tokenizer, model, o->text[OPT_MODEL], error);
     if (!status) status = generate_with(o, model, tokenizer, error);
     tokenizer_close(tokenizer);
     model_close(model);
@@ -5851,7 +6016,7 @@ static int command_generate(const Options *o, Error *error)
 /* One line of a .jsonl: a JSON list of texts. */
 static int parse_reference_list(const char *line, const char *path, size_t number, References *out, Error *error)
 {
-    cJSON *json = cJSON_Parse(line);
+    cJSON *json = cJSON_ParseWithOpts(line, NULL, true); /* true: nothing may follow the list */
     const cJSON *item;
     const char **texts;
     if (!cJSON_IsArray(json) || cJSON_GetArraySize(json) == 0) {
@@ -6015,7 +6180,10 @@ static int dump_read_prompt(DumpBatch *batch, const Model *model, const Checkpoi
                          path, D, prompt->n_dims, prompt->numel);
     batch->P = prompt->shape[0];
     batch->prompt = host_alloc(prompt->numel, sizeof *batch->prompt);
-    if (stored_tensor_read_float(prompt, 0, prompt->numel, batch->prompt, error)) return -1;
+    if (stored_tensor_read_float(prompt, 0, prompt->numel, batch->prompt, error)) {
+        error->exit_code = EXIT_USAGE;
+        return -1;
+    }
     for (size_t i = 0; i < prompt->numel; i++)
         if (!isfinite(batch->prompt[i]))
             return error_set(error, EXIT_USAGE, "%s: prompt: element %zu is not a number", path, i);
@@ -6043,6 +6211,7 @@ static int dump_read(DumpBatch *batch, const Model *model, const char *path, Err
     batch->examples = host_alloc(batch->B, sizeof *batch->examples);
     if (!status) status = stored_tensor_read_int(inputs, 0, inputs->numel, raw, error);
     if (!status) status = stored_tensor_read_int(labels, 0, labels->numel, raw + inputs->numel, error);
+    if (status) error->exit_code = EXIT_USAGE; /* ids that are not integers: a wrong input, not a damaged file */
     if (!status) status = dump_read_prompt(batch, model, in, path, error);
     for (size_t b = 0; !status && b < batch->B; b++) {
         TokenExample *e = &batch->examples[b];
@@ -6367,7 +6536,7 @@ static EncodeSettings encode_settings(const Options *o, const Model *model, cons
                                       const Examples *shown, size_t shots, int prompt)
 {
     return (EncodeSettings){.tokenizer = tokenizer,
-                            .eos = model->config.eos,
+                            .config = &model->config,
                             .max_input = option_size(o, OPT_MAX_INPUT),
                             .max_target = option_size(o, OPT_MAX_TARGET),
                             .shots = shots,
@@ -6631,44 +6800,50 @@ static double measure_flops(Device *dev)
     return elapsed > 0 ? flops / elapsed : 1e9;
 }
 
-/* Says what each stage will take, and refuses what cannot fit. */
-static int announce(const Options *o, const Run *run, Error *error)
+/* Says what a stage will take, from `examples` like those it will see, and refuses what cannot fit. */
+static int announce_stage(const Run *run, const Stage *stage, const TokenExample *examples, size_t count, double speed,
+                          int64_t steps_left, Error *error)
 {
-    const double share_of_matmul = 0.7; /* what a whole step reaches of the speed of its matrix products */
     const T5Config *c = &run->model->config;
-    size_t available = memory_available(), P = run->prompts.length, weights = run->model->n_weights * sizeof(weight_t);
-    double speed = measure_flops(run->model->dev) * share_of_matmul;
-    for (size_t s = 0; s < run->n_stages; s++) {
-        const Stage *stage = &run->stages[s];
-        size_t source_rows, target_rows, all_source, all_target, bytes, prompt_length = stage->uses_prompts ? P : 0;
-        size_t sample = min_size(run->source.count, 1000);
-        double flops, seconds;
-        if (!run->source.examples) continue;
-        largest_batch(run->source.examples, run->source.count, run->batch, prompt_length, &all_source, &all_target);
-        largest_batch(run->source.examples, run->source.count, run->micro, prompt_length, &source_rows, &target_rows);
-        bytes = PROCESS_BYTES + training_bytes(c, run->model->n_weights, run->prompts.count * P, stage->trains_model,
-                                               stage->trains_prompts, source_rows, target_rows, all_source + all_target,
-                                               run->micro < run->batch);
-        flops = forward_flops(c, run->source.examples, sample, prompt_length) / (double)sample * (double)run->batch *
-                (stage->trains_model ? 3 : 2);
-        seconds = flops / speed * (double)(stage->steps - (s == run->stage ? run->step : 0));
-        if (!run->quiet && s >= run->stage)
-            fprintf(stderr,
-                    "stage %s: %lld steps of %zu examples, %.2f GB of memory at most, about %.2f s a step, %.0f min "
-                    "%02.0f s in all\n",
-                    stage->name, (long long)stage->steps, run->batch, (double)bytes / 1e9, flops / speed,
-                    floor(seconds / 60), fmod(seconds, 60));
-        if (available && bytes - weights > available)
-            return error_set(error, EXIT_FAILED,
-                             "memory: stage %s needs %.1f GB (there are %.1f GB; --micro-batch below %zu needs less)",
-                             stage->name, (double)bytes / 1e9, (double)(available + weights) / 1e9, run->micro);
-    }
-    if (!run->quiet && !o->given[OPT_QUIET])
-        for (size_t i = 0; i < run->n_tasks; i++)
-            if (run->tasks[i].train.n_cut)
-                fprintf(stderr, "warning: %s: %zu of %zu training examples were longer than allowed and are cut\n",
-                        run->tasks[i].name, run->tasks[i].train.n_cut, run->tasks[i].train.examples.count);
+    size_t weights = run->model->n_weights * sizeof(weight_t), available = memory_available() + weights;
+    size_t source_rows, target_rows, all_source, all_target, bytes, P = stage->uses_prompts ? run->prompts.length : 0;
+    double flops, seconds;
+    largest_batch(examples, count, run->batch, P, &all_source, &all_target);
+    largest_batch(examples, count, run->micro, P, &source_rows, &target_rows);
+    bytes = PROCESS_BYTES + training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length,
+                                           stage->trains_model, stage->trains_prompts, source_rows, target_rows,
+                                           all_source + all_target, run->micro < run->batch);
+    flops = forward_flops(c, examples, count, P) / (double)count * (double)run->batch * (stage->trains_model ? 3 : 2);
+    seconds = flops / speed * (double)steps_left;
+    if (!run->quiet && steps_left > 0)
+        fprintf(stderr, "stage %s: %lld steps of %zu examples, %.2f GB of memory at most, about %.2f s a step, %.0f min %02.0f s\n",
+                stage->name, (long long)steps_left, run->batch, (double)bytes / 1e9, flops / speed, floor(seconds / 60),
+                floor(fmod(seconds, 60)));
+    if (available > weights && bytes > available)
+        return error_set(error, EXIT_FAILED, "memory: stage %s needs %.1f GB (there are %.1f GB; --micro-batch below %zu needs less)",
+                         stage->name, (double)bytes / 1e9, (double)available / 1e9, run->micro);
     return 0;
+}
+
+static int announce(Run *run, Error *error)
+{
+    enum { SAMPLE = 1000 };                /* documents of a corpus that are corrupted to see how long they get */
+    const double share_of_matmul = 0.7;    /* what a whole step reaches of the speed of its matrix products */
+    double speed = measure_flops(run->model->dev) * share_of_matmul;
+    size_t count = run->source.examples ? run->source.count : min_size(run->source.count, SAMPLE);
+    TokenExample *examples = host_alloc(count, sizeof *examples);
+    int status = 0;
+    for (size_t i = 0; i < count; i++) examples[i] = source_get(&run->source, i);
+    for (size_t s = run->stage; !status && s < run->n_stages; s++)
+        status = announce_stage(run, &run->stages[s], examples, count, speed,
+                                run->stages[s].steps - (s == run->stage ? run->step : 0), error);
+    source_release(&run->source, examples, count);
+    free(examples);
+    for (size_t i = 0; !run->quiet && i < run->n_tasks; i++)
+        if (run->tasks[i].train.n_cut)
+            fprintf(stderr, "warning: %s: %zu of %zu training examples were longer than allowed and are cut\n",
+                    run->tasks[i].name, run->tasks[i].train.n_cut, run->tasks[i].train.examples.count);
+    return status;
 }
 
 /* --- promot train */
@@ -6805,7 +6980,7 @@ static int train_with(const Options *o, Run *run, bool resumed, Error *error)
     bool restore = resumed && path_exists(state);
     int lock = -1, status = restore ? state_read(run, state, true, NULL, error) : 0;
     free(state);
-    if (!status) status = announce(o, run, error);
+    if (!status) status = announce(run, error);
     if (!status && (lock = run_begin(o, run->model->dev, resumed, error)) < 0) status = -1;
     if (!status) status = run_execute(run, resumed, error);
     if (!status) {
@@ -6826,7 +7001,6 @@ static int train_run(const Options *o, Run *run, bool resumed, Error *error)
     run->model_directory = o->text[OPT_MODEL];
     run->dev_decode = decode_settings(o, option_size(o, OPT_EVAL_MAX_LENGTH));
     if (!status) status = plan_stages(o, run, error);
-    if (!status) status = check_vocabulary(run->tokenizer, run->model, run->model_directory, error);
     if (!status) status = prepare_tasks(o, run, arguments, count, error);
     if (!status && !option_size(o, OPT_SHOW)) {
         status = prepare_prompts(o, run, error);
@@ -6871,6 +7045,18 @@ static int command_train(const Options *given, Error *error)
 
 /* --- promot pretrain */
 
+/* Tells transformers that the sentinels are in the file: it would add a hundred of its own otherwise. */
+static int write_tokenizer_config(const char *directory, Error *error)
+{
+    char *path = path_join(directory, "tokenizer_config.json");
+    int status = file_write_text(path,
+                                 "{\"tokenizer_class\": \"T5Tokenizer\", \"extra_ids\": 0, \"additional_special_tokens\": [], "
+                                 "\"eos_token\": \"</s>\", \"unk_token\": \"<unk>\", \"pad_token\": \"<pad>\"}\n",
+                                 error);
+    free(path);
+    return status;
+}
+
 /* The vocabulary of a new model lies in its run from the beginning: trained on the text, or copied. */
 static int pretrain_vocabulary(const Options *o, char **directory, Error *error)
 {
@@ -6885,11 +7071,12 @@ static int pretrain_vocabulary(const Options *o, char **directory, Error *error)
     *directory = path_join(o->text[OPT_OUT], "vocabulary");
     path = path_join(*directory, "spiece.model");
     if (!path_exists(path)) {
+        bool copied = o->text[OPT_TOKENIZER] != NULL;
         status = directory_create(*directory, error);
-        if (!status && o->text[OPT_TOKENIZER])
-            status = file_copy(o->text[OPT_TOKENIZER], path, error);
-        else if (!status)
-            status = tokenizer_train(o->text[OPT_TEXT_FILE], path, (int)option_size(o, OPT_TRAIN_VOCAB), error);
+        if (!status && !copied) status = write_tokenizer_config(*directory, error);
+        if (!status)
+            status = copied ? file_copy(o->text[OPT_TOKENIZER], path, error)
+                            : tokenizer_train(o->text[OPT_TEXT_FILE], path, (int)option_size(o, OPT_TRAIN_VOCAB), error);
     }
     free(path);
     return status;
@@ -7192,7 +7379,6 @@ static int command_eval(const Options *o, Error *error)
     if (!status && !(dev = device_from_options(o, error))) status = -1;
     if (!status && !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) status = -1;
     if (!status && !(model = open_model(o, dev, error))) status = -1;
-    if (!status) status = check_vocabulary(tokenizer, model, o->text[OPT_MODEL], error);
     if (!status) status = eval_with(o, model, tokenizer, error);
     tokenizer_close(tokenizer);
     model_close(model);
@@ -7296,9 +7482,7 @@ int promot_main(int argc, char **argv)
     if (!status && (fflush(stdout) != 0 || ferror(stdout)))
         status = error_set(&error, EXIT_FAILED, "standard output: cannot write: %s", strerror(errno));
     if (!status) return 0;
-    for (char *at = error.text; *at; at++)
-        if (*at == '\n' || *at == '\r') *at = ' ';
-    fprintf(stderr, "promot: %s\n", error.text);
+    print_message("promot", error.text);
     return error.exit_code;
 }
 

@@ -10,7 +10,7 @@ typedef struct {
 
 static void add_title(Titles *titles, const char *text)
 {
-    if (titles->count < MAX_CHAPTERS) snprintf(titles->title[titles->count++], sizeof titles->title[0], "%s", text);
+    if (titles->count < MAX_CHAPTERS) snprintf(titles->title[titles->count++], sizeof titles->title[0], "%.120s", text);
 }
 
 /* The contents are the lines " *   [N] …" of the first comment, a banner is a line " * [N] …". */

@@ -1,5 +1,6 @@
-/* Matrix products and attention against plain loops in double, which are their specification. Compiled a second time with
- * -DPROMOT_DOUBLE, the same tests hold at 1e-13, and finite differences confirm the gradients without any formula. */
+/* Matrix products and attention against plain loops in double, which are their specification. Compiled a second time
+ * with -DPROMOT_DOUBLE, the same tests hold at 1e-13, and finite differences confirm the gradients without any formula.
+ * */
 #include "../promot.c"
 #include "test.h"
 
@@ -9,8 +10,10 @@
 #define EPSILON 1.2e-7
 #endif
 
-/* A sum of n products of which each step rounds: at most (n + 2) roundings of the sum of magnitudes. */
-#define SUM_BOUND(n, magnitude) (((double)(n) + 2) * EPSILON * (magnitude) + 1e-37)
+/* The error of a sum of n products: each addition rounds once, along one panel and then from panel to panel, and each
+ * rounding is at most EPSILON times the sum of magnitudes. */
+#define SUM_BOUND(n, magnitude)                                                                                        \
+    ((fmin((double)(n), DEPTH_BLOCK) + (double)(n) / DEPTH_BLOCK + 2) * EPSILON * (magnitude) + 1e-37)
 
 static uint32_t random_state = 1;
 
@@ -44,8 +47,8 @@ static Device *open_device(int threads, MatmulPrecision precision)
 
 /* --- linear layers */
 
-/* What the product sees of its operand, in double: all of it, or in bf16 the nearest numbers with 8 significant bits, ties to
- * even. */
+/* What the product sees of its operand, in double: all of it, or in bf16 the nearest numbers with 8 significant bits,
+ * ties to even. */
 static double *seen_operand(const real_t *x, size_t n, MatmulPrecision precision)
 {
     double *const seen = malloc(n * sizeof *seen);
@@ -59,7 +62,8 @@ static double *seen_operand(const real_t *x, size_t n, MatmulPrecision precision
 
 /* c (i, j) = before + sum over k of a(i, k) b(j, k), all strides free. */
 static void check_product(const char *name, const real_t *c, const real_t *before, const double *a, size_t a_row,
-                          size_t a_depth, const double *b, size_t b_row, size_t b_depth, size_t m, size_t n, size_t depth)
+                          size_t a_depth, const double *b, size_t b_row, size_t b_depth, size_t m, size_t n,
+                          size_t depth)
 {
     size_t wrong = 0;
     for (size_t i = 0; i < m; i++)
@@ -77,8 +81,10 @@ static void check_product(const char *name, const real_t *c, const real_t *befor
 /* All three products of a linear layer, written over and added to, from one Device. */
 static void check_linear(Device *dev, size_t rows, size_t in, size_t out, MatmulPrecision precision)
 {
-    real_t *const x = random_values(rows * in), *const w = random_values(out * in), *const dy = random_values(rows * out);
-    real_t *const y = random_values(rows * out), *const dx = random_values(rows * in), *const dw = random_values(out * in);
+    real_t *const x = random_values(rows * in), *const w = random_values(out * in),
+                  *const dy = random_values(rows * out);
+    real_t *const y = random_values(rows * out), *const dx = random_values(rows * in),
+                  *const dw = random_values(out * in);
     double *const sx = seen_operand(x, rows * in, precision), *const sw = seen_operand(w, out * in, precision);
     double *const sdy = seen_operand(dy, rows * out, precision);
     linear_forward(dev, y, x, w, rows, in, out);
@@ -109,10 +115,12 @@ static void test_linear_plain_loops(void)
     check_linear_sizes(MATMUL_FP32);
 }
 
-/* Each size is beyond one of the limits of the blocking: rows held, depth held, depth of a panel; and both sides hold. */
+/* Each size is beyond one of the limits of the blocking: rows held, depth held, depth of a panel; and both sides hold.
+ * */
 static void test_linear_block_edges(void)
 {
-    static const size_t shapes[][3] = {{1600, 2, 1541}, {140000, 3, 2}, {17, 2, 140001}, {1100, 1030, 20}, {20, 1030, 1100}};
+    static const size_t shapes[][3] = {
+        {1600, 2, 1541}, {140000, 3, 2}, {17, 2, 140001}, {1100, 1030, 20}, {20, 1030, 1100}};
     Device *const dev = open_device(2, MATMUL_FP32);
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         check_linear(dev, shapes[s][0], shapes[s][1], shapes[s][2], MATMUL_FP32);
@@ -130,8 +138,10 @@ static void test_linear_adjoint(void)
 {
     enum { ROWS = 70, IN = 129, OUT = 51 };
     Device *const dev = open_device(2, MATMUL_FP32);
-    real_t *const x = random_values(ROWS * IN), *const w = random_values(OUT * IN), *const dy = random_values(ROWS * OUT);
-    real_t *const y = random_values(ROWS * OUT), *const dx = random_values(ROWS * IN), *const dw = random_values(OUT * IN);
+    real_t *const x = random_values(ROWS * IN), *const w = random_values(OUT * IN),
+                  *const dy = random_values(ROWS * OUT);
+    real_t *const y = random_values(ROWS * OUT), *const dx = random_values(ROWS * IN),
+                  *const dw = random_values(OUT * IN);
     double forward = 0, input = 0, weight = 0;
     linear_forward(dev, y, x, w, ROWS, IN, OUT);
     linear_backward_input(dev, dx, dy, w, ROWS, IN, OUT, false);
@@ -151,7 +161,8 @@ static void test_linear_threads(void)
     static const size_t shapes[][3] = {{1, 300, 700}, {9, 300, 700}, {40, 520, 333}, {333, 1030, 40}, {200, 64, 300}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         const size_t rows = shapes[s][0], in = shapes[s][1], out = shapes[s][2];
-        real_t *const x = random_values(rows * in), *const w = random_values(out * in), *const dy = random_values(rows * out);
+        real_t *const x = random_values(rows * in), *const w = random_values(out * in),
+                      *const dy = random_values(rows * out);
         real_t *y[3], *dx[3], *dw[3];
         for (int t = 0; t < 3; t++) {
             Device *const dev = open_device(t + 1, MATMUL_FP32);
@@ -234,13 +245,20 @@ static AttentionTensors *make_tensors(const AttentionCase *c)
         const int near = abs(d) / 3;
         t->bucket[d + LONGEST] = (near < 3 ? near : 3) + (d > 0 ? 4 : 0);
     }
-    t->attention = (Attention){
-        .q = t->q, .k = t->kv + 1, .v = t->kv + inner + 2, .q_stride = q_stride, .kv_stride = kv_stride,
-        .queries = {t->query_start, c->query_length, c->sequences, query_rows, LONGEST, 5},
-        .keys = {t->key_start, c->key_length, c->sequences, key_rows, LONGEST, 5},
-        .heads = c->heads, .d_kv = c->d_kv, .causal = c->causal, .bias_table = c->bias ? t->bias : NULL,
-        .bucket = t->bucket + LONGEST, .buckets = BUCKETS,
-        .dropout = {.rate = c->rate, .key = 0x123456789abcdef, .site = 40, .shared = c->shared}};
+    t->attention = (Attention){.q = t->q,
+                               .k = t->kv + 1,
+                               .v = t->kv + inner + 2,
+                               .q_stride = q_stride,
+                               .kv_stride = kv_stride,
+                               .queries = {t->query_start, c->query_length, c->sequences, query_rows, LONGEST, 5},
+                               .keys = {t->key_start, c->key_length, c->sequences, key_rows, LONGEST, 5},
+                               .heads = c->heads,
+                               .d_kv = c->d_kv,
+                               .causal = c->causal,
+                               .bias_table = c->bias ? t->bias : NULL,
+                               .bucket = t->bucket + LONGEST,
+                               .buckets = BUCKETS,
+                               .dropout = {.rate = c->rate, .key = 0x123456789abcdef, .site = 40, .shared = c->shared}};
     return t;
 }
 
@@ -257,8 +275,8 @@ static void run_attention(AttentionTensors *t, Device *dev, bool backward)
     attention_forward(dev, t->out, t->lse, &t->attention);
     if (!backward) return;
     fill(t->dq, t->q_size, UNTOUCHED), fill(t->dkv, t->kv_size, UNTOUCHED), fill(t->dbias, t->bias_size, 1);
-    attention_backward(dev, t->dq, t->dkv + 1, t->dkv + v_offset, t->attention.bias_table ? t->dbias : NULL, t->dout, t->out,
-                       t->lse, &t->attention);
+    attention_backward(dev, t->dq, t->dkv + 1, t->dkv + v_offset, t->attention.bias_table ? t->dbias : NULL, t->dout,
+                       t->out, t->lse, &t->attention);
 }
 
 /* The factor of dropout at one score, from the generator's definition. */
@@ -266,7 +284,8 @@ static double plain_keep(const Attention *at, size_t b, size_t head, size_t i, s
 {
     const Dropout *const d = &at->dropout;
     const uint32_t row = d->shared ? 0 : (uint32_t)i;
-    const uint32_t counter[4] = {(uint32_t)(j / 4), row, (uint32_t)(at->queries.first_example + b), d->site + (uint32_t)head};
+    const uint32_t counter[4] = {(uint32_t)(j / 4), row, (uint32_t)(at->queries.first_example + b),
+                                 d->site + (uint32_t)head};
     uint32_t bits[4];
     if (d->rate <= 0) return 1;
     philox4x32(counter, d->key, bits);
@@ -289,7 +308,8 @@ static double *plain_filled(size_t n, double value)
 static void plain_query(PlainAttention *plain, const AttentionTensors *t, size_t b, size_t h, size_t i)
 {
     const Attention *const at = &t->attention;
-    const size_t d = at->d_kv, inner = at->heads * d, row = (size_t)at->queries.start[b] + i, v = (size_t)(at->v - t->kv);
+    const size_t d = at->d_kv, inner = at->heads * d, row = (size_t)at->queries.start[b] + i,
+                 v = (size_t)(at->v - t->kv);
     const size_t q0 = row * at->q_stride + h * d, o0 = row * inner + h * d;
     const size_t keys = at->causal && i + 1 < (size_t)at->keys.length[b] ? i + 1 : (size_t)at->keys.length[b];
     double p[LONGEST], keep[LONGEST], dp[LONGEST], total = 0, weighted = 0;
@@ -346,9 +366,9 @@ static void free_plain(PlainAttention *plain)
     free(plain->out), free(plain->lse), free(plain->dq), free(plain->dkv), free(plain->dbias);
 }
 
-/* Scores, exponentials and outputs are of order 1, gradients sums over up to 450 of them. Errors are some hundred roundings:
- * those of a score (a sum over d_kv, which its exponential turns into a relative error), of the sums over keys, and of exp
- * itself (2 ulp). What belongs to nobody must be exactly as it was. */
+/* Scores, exponentials and outputs are of order 1, gradients sums over up to 450 of them. Errors are some hundred
+ * roundings: those of a score (a sum over d_kv, which its exponential turns into a relative error), of the sums over
+ * keys, and of exp itself (2 ulp). What belongs to nobody must be exactly as it was. */
 static void check_values(const char *name, const char *tensor, const real_t *found, const double *expected, size_t n,
                          double tolerance)
 {
@@ -356,8 +376,10 @@ static void check_values(const char *name, const char *tensor, const real_t *fou
     size_t touched = 0;
     for (size_t i = 0; i < n; i++) {
         const double difference = fabs((double)found[i] - expected[i]);
-        if (expected[i] == (double)UNTOUCHED) touched += difference != 0;
-        else if (!(difference / (1 + fabs(expected[i])) <= worst)) worst = difference / (1 + fabs(expected[i]));
+        if (expected[i] == (double)UNTOUCHED)
+            touched += difference != 0;
+        else if (!(difference / (1 + fabs(expected[i])) <= worst))
+            worst = difference / (1 + fabs(expected[i]));
     }
     CHECK(touched == 0, "%s: %s: %zu written that belong to nobody", name, tensor, touched);
     CHECK(worst <= tolerance, "%s: %s: off by %g", name, tensor, worst);
@@ -442,8 +464,9 @@ static void test_attention_finite_differences(void)
             double slope = 0;
             for (size_t e = 0; e < sizes[v]; e++)
                 if (gradients[v][e] != UNTOUCHED) slope += (double)(gradients[v][e] - (v == 2)) * (double)u[e];
-            const double found = (moved_loss(t, dev, values[v], u, sizes[v], h) -
-                                  moved_loss(t, dev, values[v], u, sizes[v], -h)) / (2 * (double)h);
+            const double found =
+                (moved_loss(t, dev, values[v], u, sizes[v], h) - moved_loss(t, dev, values[v], u, sizes[v], -h)) /
+                (2 * (double)h);
             CHECK(fabs(found - slope) < 1e-7 * (1 + fabs(slope)), "%s, tensor %zu: %.12g, gradient says %.12g",
                   attention_cases[i].name, v, found, slope);
             free(u);
@@ -453,7 +476,8 @@ static void test_attention_finite_differences(void)
     device_close(dev);
 }
 
-/* A row's history, gathered along its ancestors, through full causal attention: its last output is the cached step's. */
+/* A row's history, gathered along its ancestors, through full causal attention: its last output is the cached step's.
+ * */
 static void check_cached(Device *dev, size_t rows, size_t steps, size_t heads, size_t d_kv)
 {
     const size_t capacity = rows + 2, max_steps = steps + 3, inner = heads * d_kv;
@@ -472,9 +496,19 @@ static void check_cached(Device *dev, size_t rows, size_t steps, size_t heads, s
             memcpy(history + t * 3 * inner, cache + (t * capacity + holder) * 3 * inner, 3 * inner * sizeof *cache);
         }
         const Sequences seqs = {&start, &length, 1, steps, steps, 0};
-        const Attention at = {.q = history, .k = history + inner, .v = history + 2 * inner, .q_stride = 3 * inner,
-                              .kv_stride = 3 * inner, .queries = seqs, .keys = seqs, .heads = heads, .d_kv = d_kv,
-                              .causal = true, .bias_table = bias, .bucket = bucket + LONGEST, .buckets = BUCKETS};
+        const Attention at = {.q = history,
+                              .k = history + inner,
+                              .v = history + 2 * inner,
+                              .q_stride = 3 * inner,
+                              .kv_stride = 3 * inner,
+                              .queries = seqs,
+                              .keys = seqs,
+                              .heads = heads,
+                              .d_kv = d_kv,
+                              .causal = true,
+                              .bias_table = bias,
+                              .bucket = bucket + LONGEST,
+                              .buckets = BUCKETS};
         attention_forward(dev, full, lse, &at);
         for (size_t c = 0; c < inner; c++) {
             const double expected = (double)full[(steps - 1) * inner + c], found = (double)out[r * inner + c];

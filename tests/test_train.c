@@ -1,0 +1,981 @@
+/* test_train.c: decoding, training and evaluation (chapters 6 to 8 of promot.c) through the command line.
+ *
+ * Each command runs in a child process, on a model of a few thousand weights and a task that are made here. The calls with
+ * which promot puts bytes on a disk (fwrite, fflush, fsync, rename, unlinkat) are counted by functions of their names
+ * below, so that a child can die, stop or find the disk full at any one of them: the moments at which a run is killed
+ * are chosen, not hoped for. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* RTLD_NEXT */
+#endif
+#ifndef PROMOT_NO_MAIN
+#define PROMOT_NO_MAIN
+#endif
+#include "../promot.c"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+
+#include "test.h"
+
+#define SCRATCH "build/test/train"
+
+/* ----------------------------------------------------------------------------------------------- operations on the disk */
+
+typedef enum { DIE, STOP, FAIL, FAIL_FROM_THERE } Fate;
+
+typedef struct {
+    bool counting;       /* only in children */
+    long at;             /* what happens happens at this operation, counted from 1; 0: never */
+    Fate fate;
+    long microseconds;   /* dies so long after its first operation; 0: does not */
+    long *count;         /* shared with the parent */
+    long *first_of_model; /* shared: the operation that put model/config.json into its place */
+} Disk;
+
+static Disk disk;
+
+/* Counts an operation; true: it must fail. */
+static bool disk_operation(void)
+{
+    if (!disk.counting) return false;
+    ++*disk.count;
+    if (disk.microseconds && *disk.count == 1) {
+        struct itimerval timer = {.it_value = {.tv_usec = disk.microseconds}};
+        setitimer(ITIMER_REAL, &timer, NULL); /* SIGALRM, unhandled, ends the process like SIGKILL */
+    }
+    if (disk.at && disk.fate == FAIL_FROM_THERE && *disk.count >= disk.at) return true;
+    if (*disk.count != disk.at) return false;
+    if (disk.fate == DIE) raise(SIGKILL);
+    if (disk.fate == STOP) raise(SIGSTOP);
+    return disk.fate == FAIL;
+}
+
+static bool disk_full(void)
+{
+    bool full = disk_operation();
+    if (full) errno = ENOSPC;
+    return full;
+}
+
+#define ORIGINAL(type, name)                                                                                               \
+    static type original;                                                                                                  \
+    if (!original) *(void **)&original = dlsym(RTLD_NEXT, name)
+
+typedef size_t (*WriteFunction)(const void *, size_t, size_t, FILE *);
+typedef int (*StreamFunction)(FILE *);
+typedef int (*DescriptorFunction)(int);
+typedef int (*RenameFunction)(const char *, const char *);
+typedef int (*UnlinkFunction)(int, const char *, int);
+
+size_t fwrite(const void *data, size_t size, size_t count, FILE *stream)
+{
+    ORIGINAL(WriteFunction, "fwrite");
+    if (stream == stdout || stream == stderr) return original(data, size, count, stream);
+    return disk_full() ? 0 : original(data, size, count, stream);
+}
+
+int fflush(FILE *stream)
+{
+    ORIGINAL(StreamFunction, "fflush");
+    if (!stream || stream == stdout || stream == stderr) return original(stream);
+    return disk_full() ? EOF : original(stream);
+}
+
+int fsync(int descriptor)
+{
+    (void)descriptor; /* a killed process loses nothing that the system has: syncing would only take the tests' time */
+    return disk_full() ? -1 : 0;
+}
+
+int rename(const char *from, const char *to)
+{
+    ORIGINAL(RenameFunction, "rename");
+    if (disk_full()) return -1;
+    if (disk.counting && strstr(to, "/model/config.json")) *disk.first_of_model = *disk.count;
+    return original(from, to);
+}
+
+int unlinkat(int directory, const char *name, int flags)
+{
+    ORIGINAL(UnlinkFunction, "unlinkat");
+    disk_operation(); /* removing needs no room */
+    return original(directory, name, flags);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- the commands */
+
+static char *read_text(const char *path) /* to be freed; "" when it is not there */
+{
+    Error error = {0};
+    MappedFile file = {0};
+    char *text;
+    if (mapped_file_open(&file, path, &error)) return text_format("%s", "");
+    text = text_format("%.*s", (int)file.bytes, (const char *)file.data);
+    mapped_file_close(&file);
+    return text;
+}
+
+static void spread(const char *command, char **argv, int *argc)
+{
+    char *rest = NULL;
+    for (char *word = strtok_r(strdup(command), " ", &rest); word; word = strtok_r(NULL, " ", &rest)) argv[(*argc)++] = word;
+    argv[*argc] = NULL;
+}
+
+/* In the child: streams go to files, then promot runs. exit(), not _exit(): the leak checker reports from there. */
+static void child(const char *command, const Disk *fate, size_t file_limit)
+{
+    static char *argv[64]; /* static, so that the words are not leaks */
+    int argc = 0, status;
+    struct rlimit limit = {file_limit, file_limit};
+    argv[argc++] = strdup("promot");
+    spread(command, argv, &argc);
+    if (!freopen(SCRATCH "/stdout", "w", stdout) || !freopen(SCRATCH "/stderr", "w", stderr)) _exit(99);
+    if (file_limit) {
+        signal(SIGXFSZ, SIG_IGN);
+        setrlimit(RLIMIT_FSIZE, &limit);
+    }
+    disk = *fate;
+    disk.counting = true;
+    status = promot_main(argc, argv);
+    disk.counting = false;
+    exit(status);
+}
+
+static pid_t start(const char *command, const Disk *fate, size_t file_limit)
+{
+    pid_t pid;
+    fflush(NULL);
+    pid = fork();
+    if (pid == 0) child(command, fate, file_limit);
+    return pid;
+}
+
+/* Runs `promot COMMAND`. Returns the exit status, or minus the signal that killed it. */
+static int promot_with(const Disk *fate, size_t file_limit, const char *command)
+{
+    int status = 0;
+    pid_t pid;
+    Disk with = *fate;
+    with.count = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    with.first_of_model = with.count + 1;
+    pid = start(command, &with, file_limit);
+    waitpid(pid, &status, 0);
+    disk.at = *with.count; /* for whoever wants to know how many there were */
+    disk.microseconds = *with.first_of_model;
+    munmap(with.count, 4096);
+    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static int promot(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static int promot(const char *format, ...)
+{
+    char command[4096];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(command, sizeof command, format, arguments);
+    va_end(arguments);
+    return promot_with(&(Disk){0}, 0, command);
+}
+
+/* Of the last command. */
+static char *standard_output(void)
+{
+    return read_text(SCRATCH "/stdout");
+}
+
+static char *standard_error(void)
+{
+    return read_text(SCRATCH "/stderr");
+}
+
+static bool errors_contain(const char *what)
+{
+    char *text = standard_error();
+    bool found = strstr(text, what) != NULL;
+    if (!found) fprintf(stderr, "    stderr: %s", text);
+    free(text);
+    return found;
+}
+
+/* A run that fails says so in exactly one line that begins "promot: ". */
+static int error_lines(void)
+{
+    char *text = standard_error();
+    int n = 0;
+    for (const char *at = text; (at = strstr(at, "promot: ")); at++) n += at == text || at[-1] == '\n';
+    free(text);
+    return n;
+}
+
+/* -------------------------------------------------------------------------------------------------- a model and its task */
+
+static void write_examples(const char *path, uint64_t key, int count)
+{
+    static const char *const subjects[] = {"the cat", "a dog", "the old man", "a bird"};
+    static const char *const verbs[] = {"saw", "took", "likes", "found"};
+    static const char *const things[] = {"house", "car", "hat", "ball", "stone"};
+    FILE *file = fopen(path, "w");
+    for (int i = 0; i < count; i++) {
+        uint64_t n = (uint64_t)i * 4;
+        int label = random_uniform(key, n) < 0.5;
+        fprintf(file, "{\"id\": \"%d\", \"text\": \"%s %s the %s %s\", \"label\": \"%d\"}\n", i, subjects[(int)(random_uniform(key, n + 1) * 4)],
+                verbs[(int)(random_uniform(key, n + 2) * 4)], label ? "blue" : "red", things[(int)(random_uniform(key, n + 3) * 5)], label);
+    }
+    fclose(file);
+}
+
+static const char CONFIG[] = "{\"model_type\": \"mt5\", \"vocab_size\": 400, \"d_model\": 16, \"d_kv\": 8, \"d_ff\": 24, \"num_heads\": 2, "
+                             "\"num_layers\": 1, \"pad_token_id\": 0, \"eos_token_id\": 1, \"decoder_start_token_id\": 0}";
+
+/* Makes everything once: SCRATCH/model, SCRATCH/toy.json and its data, SCRATCH/text.txt. False: it failed. */
+static bool fixture(void)
+{
+    static bool made;
+    Error error = {0};
+    Device *dev;
+    Model *model;
+    FILE *text;
+    if (made) return true;
+    CHECK(directory_remove(SCRATCH, &error) == 0 && directory_create(SCRATCH "/model", &error) == 0 &&
+              directory_create(SCRATCH "/data", &error) == 0, "%s", error.text);
+    write_examples(SCRATCH "/data/train.jsonl", 1, 64);
+    write_examples(SCRATCH "/data/dev.jsonl", 2, 20);
+    text = fopen(SCRATCH "/text.txt", "w");
+    for (int i = 0; i < 40; i++) fprintf(text, "the cat saw the %s house and a dog took the %s hat number %d\n", i % 2 ? "red" : "blue", i % 3 ? "blue" : "red", i);
+    for (int i = 0; i < 40; i++)
+        fprintf(text, "say the old man likes the %s ball\t%s\tsay a bird found the stone\t%s\n", i % 2 ? "red" : "blue", i % 2 ? "False" : "True", i % 3 ? "True" : "False");
+    fclose(text);
+    if (file_write_text(SCRATCH "/config.json", CONFIG, &error) ||
+        file_write_text(SCRATCH "/toy.json", "{\"name\": \"toy\", \"template\": \"say {text} answer:\", \"labels\": {\"0\": \"False\", \"1\": \"True\"}}", &error) ||
+        file_write_text(SCRATCH "/other.json", "{\"name\": \"other\", \"template\": \"{text} was it blue?\", \"labels\": {\"0\": \"False\", \"1\": \"True\"}}", &error) ||
+        tokenizer_train(SCRATCH "/text.txt", SCRATCH "/spiece.model", 400, &error)) {
+        CHECK(false, "%s", error.text);
+        return false;
+    }
+    dev = device_open(1, MATMUL_FP32, &error);
+    model = model_create(SCRATCH "/config.json", dev, 1, &error);
+    made = model && model_write(model, SCRATCH "/model", SCRATCH, &error) == 0;
+    CHECK(made, "%s", error.text);
+    model_close(model);
+    device_close(dev);
+    return made;
+}
+
+#define TOY "--task toy=" SCRATCH "/data --task-file " SCRATCH "/toy.json"
+#define BOTH TOY " --task other=" SCRATCH "/data --task-file " SCRATCH "/other.json"
+#define COMMON "--threads 1 --quiet --beams 1 --seed 4"
+/* Learns the task; stage 1 alone cannot, on a model that was never pretrained. */
+#define LEARNING "train --model " SCRATCH "/model " TOY " " COMMON " --prompt-length 4 --batch 16 --lr 0.02 --steps 200 --checkpoint-every 50 " \
+                 "--prompt-steps 10 --prompt-checkpoint-every 5 --dropout 0 --label-smoothing 0"
+/* So short that it can be killed often. */
+#define SHORT "train --model " SCRATCH "/model " TOY " " COMMON " --prompt-length 4 --batch 4 --steps 24 --checkpoint-every 6 " \
+              "--prompt-steps 24 --prompt-checkpoint-every 6 --save-every 2 --max-length 3"
+
+static char *run_path(const char *run, const char *name)
+{
+    return text_format(SCRATCH "/%s/%s", run, name);
+}
+
+static bool run_has(const char *run, const char *name)
+{
+    char *path = run_path(run, name);
+    bool there = path_exists(path);
+    free(path);
+    return there;
+}
+
+static cJSON *run_read_json(const char *run, const char *name)
+{
+    char *path = run_path(run, name), *text = read_text(path);
+    cJSON *json = cJSON_Parse(text);
+    free(path);
+    free(text);
+    return json;
+}
+
+static void forget_run(const char *run)
+{
+    Error error = {0};
+    char *path = run_path(run, "");
+    CHECK(directory_remove(path, &error) == 0, "%s", error.text);
+    free(path);
+}
+
+static double number_in(const cJSON *json, const char *name)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+    return cJSON_IsNumber(item) ? item->valuedouble : NAN;
+}
+
+static bool is_text(const cJSON *json, const char *name, const char *expected)
+{
+    const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, name));
+    return text && strcmp(text, expected) == 0;
+}
+
+static const cJSON *stage_in(const cJSON *done, const char *name)
+{
+    const cJSON *stage;
+    cJSON_ArrayForEach(stage, cJSON_GetObjectItemCaseSensitive(done, "stages")) if (is_text(stage, "stage", name)) return stage;
+    return NULL;
+}
+
+/* What a log must hold: every step of every stage once and in order, and the dev scores at its checkpoints. */
+typedef struct {
+    const char *name;
+    int steps, checkpoint_every;
+} LogStage;
+
+static void check_log(const char *run, const LogStage *stages, size_t n_stages)
+{
+    char *path = run_path(run, "log.jsonl");
+    Lines lines = {0};
+    Error error = {0};
+    size_t at = 0;
+    CHECK(lines_read(&lines, path, &error) == 0, "%s", error.text);
+    for (size_t s = 0; s < n_stages; s++)
+        for (int step = 1; step <= stages[s].steps; step++) {
+            bool checkpoint = stages[s].checkpoint_every && (step % stages[s].checkpoint_every == 0 || step == stages[s].steps);
+            for (int dev = 0; dev <= checkpoint; dev++, at++) {
+                cJSON *record = at < lines.count ? cJSON_Parse(lines.text[at]) : NULL;
+                CHECK(is_text(record, "stage", stages[s].name) && fabs(number_in(record, "step") - step) < 0.5, "%s: line %zu (expected %s, step %d): %s",
+                      run, at + 1, stages[s].name, step, at < lines.count ? lines.text[at] : "the end");
+                if (dev)
+                    CHECK(isfinite(number_in(record, "mean")) && cJSON_IsBool(cJSON_GetObjectItem(record, "best")) &&
+                              isfinite(number_in(cJSON_GetObjectItem(record, "dev"), "toy")), "%s: line %zu", run, at + 1);
+                else
+                    CHECK(isfinite(number_in(record, "loss")) && number_in(record, "lr") > 0 && number_in(record, "tokens") > 0 &&
+                              number_in(record, "seconds") >= 0, "%s: line %zu", run, at + 1);
+                cJSON_Delete(record);
+            }
+        }
+    CHECK(at == lines.count, "%s: %zu lines (expected %zu)", run, lines.count, at);
+    lines_free(&lines);
+    free(path);
+}
+
+/* ------------------------------------------------------------------------------------------------------ every method */
+
+static void check_finished(const char *run, bool prompt)
+{
+    static const char *const always[] = {"run.json", "log.jsonl", "DONE", "model/config.json", "model/model.safetensors", "model/spiece.model"};
+    for (size_t i = 0; i < sizeof always / sizeof *always; i++) CHECK(run_has(run, always[i]), "%s/%s is missing", run, always[i]);
+    CHECK(!run_has(run, "checkpoints"), "%s: checkpoints are left", run);
+    CHECK(run_has(run, "prompt/toy/adapter_config.json") == prompt && run_has(run, "prompt/toy/adapter_model.safetensors") == prompt, "%s: prompt", run);
+}
+
+static void test_methods(void)
+{
+    static const struct {
+        const char *method;
+        bool prompt;
+        size_t n_stages;
+        LogStage stages[2];
+        double least; /* dev score of the last stage */
+    } methods[] = {
+        {"finetune", false, 1, {{"model", 200, 50}}, 100},
+        {"promot", true, 2, {{"prompt", 10, 5}, {"model", 200, 50}}, 100},
+        {"prompt", true, 1, {{"prompt", 10, 5}}, 0},
+        {"joint", true, 1, {{"joint", 200, 50}}, 100},
+        {"random-prompt", true, 1, {{"model", 200, 50}}, 100},
+    };
+    if (!fixture()) return;
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {
+        const char *run = methods[i].method, *last = methods[i].stages[methods[i].n_stages - 1].name;
+        cJSON *done, *settings, *printed;
+        char *out;
+        int status = promot(LEARNING " --json --method %s --out " SCRATCH "/%s", run, run);
+        CHECK(status == 0, "%s: exit %d", run, status);
+        if (status) {
+            errors_contain("(what it said)");
+            continue;
+        }
+        check_finished(run, methods[i].prompt);
+        check_log(run, methods[i].stages, methods[i].n_stages);
+        done = run_read_json(run, "DONE");
+        settings = run_read_json(run, "run.json");
+        out = standard_output();
+        printed = cJSON_Parse(out);
+        CHECK(cJSON_GetArraySize(cJSON_GetObjectItem(done, "stages")) == (int)methods[i].n_stages, "%s: stages", run);
+        CHECK(number_in(stage_in(done, last), "dev") >= methods[i].least, "%s: dev %g", run, number_in(stage_in(done, last), "dev"));
+        CHECK(isfinite(number_in(stage_in(done, last), "best_step")), "%s: best step", run);
+        CHECK(is_text(cJSON_GetObjectItem(settings, "settings"), "method", run) && is_text(cJSON_GetObjectItem(settings, "settings"), "lr", "0.02") &&
+                  is_text(settings, "promot", PROMOT_VERSION), "%s: run.json", run);
+        CHECK(is_text(printed, "run", out ? cJSON_GetStringValue(cJSON_GetObjectItem(printed, "run")) : "") && stage_in(printed, last), "%s: %s", run, out);
+        cJSON_Delete(done);
+        cJSON_Delete(settings);
+        cJSON_Delete(printed);
+        free(out);
+    }
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    MappedFile x = {0}, y = {0};
+    Error error = {0};
+    bool same = mapped_file_open(&x, a, &error) == 0 && mapped_file_open(&y, b, &error) == 0 && x.bytes == y.bytes && memcmp(x.data, y.data, x.bytes) == 0;
+    mapped_file_close(&x);
+    mapped_file_close(&y);
+    return same;
+}
+
+/* Prompt tuning leaves the model as it was; a model that was fine-tuned behind a prompt keeps stage 1's prompt; a random
+ * prompt stays as it was drawn. */
+static void test_what_is_trained(void)
+{
+    if (!fixture()) return;
+    forget_run("p");
+    forget_run("pm");
+    CHECK(promot(SHORT " --method prompt --out " SCRATCH "/p") == 0, "prompt");
+    CHECK(same_file(SCRATCH "/p/model/model.safetensors", SCRATCH "/model/model.safetensors"), "prompt tuning changed the model");
+    CHECK(promot(SHORT " --method promot --out " SCRATCH "/pm") == 0, "promot");
+    CHECK(same_file(SCRATCH "/p/prompt/toy/adapter_model.safetensors", SCRATCH "/pm/prompt/toy/adapter_model.safetensors"), "stage 2 changed the prompt");
+    CHECK(!same_file(SCRATCH "/pm/model/model.safetensors", SCRATCH "/model/model.safetensors"), "stage 2 left the model as it was");
+    forget_run("pp");
+    CHECK(promot(SHORT " --method promot --prompt " SCRATCH "/p/prompt/toy --out " SCRATCH "/pp") == 0, "--prompt");
+    CHECK(same_file(SCRATCH "/p/prompt/toy/adapter_model.safetensors", SCRATCH "/pp/prompt/toy/adapter_model.safetensors"), "a given prompt changed");
+    CHECK(promot(SHORT " --method finetune --prompt " SCRATCH "/p/prompt/toy --out " SCRATCH "/px") == 2 && error_lines() == 1, "a prompt without use");
+    forget_run("r1");
+    forget_run("r2");
+    CHECK(promot(SHORT " --method random-prompt --out " SCRATCH "/r1") == 0, "random-prompt");
+    CHECK(promot(SHORT " --method random-prompt --lr 0.5 --out " SCRATCH "/r2") == 0, "random-prompt");
+    CHECK(same_file(SCRATCH "/r1/prompt/toy/adapter_model.safetensors", SCRATCH "/r2/prompt/toy/adapter_model.safetensors"), "a random prompt was trained");
+    /* sequential: a run's model is a model */
+    forget_run("seq");
+    CHECK(promot("train --model " SCRATCH "/pm/model " TOY " " COMMON " --method finetune --batch 4 --steps 2 --out " SCRATCH "/seq") == 0, "sequential");
+}
+
+/* ------------------------------------------------------------------------------------------------------ runs in the way */
+
+static void test_existing_runs(void)
+{
+    char *first, *second;
+    if (!fixture()) return;
+    forget_run("once");
+    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/once") == 0, "a new run");
+    first = standard_output();
+    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/once") == 2 && error_lines() == 1 && errors_contain("once"), "a RUN that exists");
+    CHECK(promot("train --resume --threads 1 --out " SCRATCH "/once") == 0, "resume a done run");
+    second = standard_output();
+    CHECK(strcmp(first, second) == 0 && strlen(first) > 20, "a done run says the same again: %s", second);
+    free(first);
+    free(second);
+    CHECK(promot(SHORT " --method finetune --resume --out " SCRATCH "/once") == 0, "the same settings");
+
+    forget_run("changed");
+    CHECK(promot_with(&(Disk){.at = 60, .fate = DIE}, 0, SHORT " --method finetune --out " SCRATCH "/changed") == -SIGKILL, "killed");
+    CHECK(promot(SHORT " --method finetune --lr 0.5 --resume --out " SCRATCH "/changed") == 2 && error_lines() == 1 && errors_contain("--lr"), "another lr");
+    CHECK(promot(SHORT " --method promot --resume --out " SCRATCH "/changed") == 2 && errors_contain("--method"), "another method");
+    CHECK(promot("train " BOTH " --resume --out " SCRATCH "/changed") == 2 && errors_contain("--task"), "another task");
+    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/changed") == 2 && errors_contain("--resume"), "not resumed");
+    CHECK(promot("train --resume --threads 2 --quiet --out " SCRATCH "/changed") == 0, "without any settings, other threads");
+    CHECK(same_file(SCRATCH "/changed/model/model.safetensors", SCRATCH "/once/model/model.safetensors"), "resumed to another model");
+}
+
+/* A second process on a run is refused, and the first does not notice. */
+static void test_two_processes(void)
+{
+    int status;
+    pid_t first;
+    Disk stop = {.at = 60, .fate = STOP, .count = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)};
+    if (!fixture()) return;
+    stop.first_of_model = stop.count + 1;
+    forget_run("two");
+    first = start(SHORT " --method finetune --out " SCRATCH "/two", &stop, 0);
+    waitpid(first, &status, WUNTRACED);
+    CHECK(WIFSTOPPED(status), "the first process is at work");
+    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/two") == 2 && error_lines() == 1, "a second process");
+    CHECK(promot("train --resume --threads 1 --quiet --out " SCRATCH "/two") == 2 && error_lines() == 1 && errors_contain("another process"), "a second process, resuming");
+    kill(first, SIGCONT);
+    waitpid(first, &status, 0);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the first process");
+    check_log("two", &(LogStage){"model", 24, 6}, 1);
+    munmap(stop.count, 4096);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- kills */
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The names of a directory, sorted, each followed by a space. To be freed. */
+static char *list_directory(const char *path)
+{
+    DIR *directory = opendir(path);
+    const struct dirent *entry;
+    char *names[64], *all = text_format("%s", "");
+    size_t n = 0;
+    while (directory && n < 64 && (entry = readdir(directory)))
+        if (entry->d_name[0] != '.') names[n++] = text_format("%s", entry->d_name);
+    if (directory) closedir(directory);
+    qsort(names, n, sizeof *names, compare_names);
+    for (size_t i = 0; i < n; i++) {
+        char *longer = text_format("%s%s ", all, names[i]);
+        free(all);
+        free(names[i]);
+        all = longer;
+    }
+    return all;
+}
+
+/* The same names and bytes in both runs' directory. */
+static void check_same_directory(const char *run, const char *unbroken, const char *name)
+{
+    char *a = run_path(run, name), *b = run_path(unbroken, name), *in_a = list_directory(a), *in_b = list_directory(b), *rest = NULL;
+    CHECK(strcmp(in_a, in_b) == 0, "%s: %sand not %s", a, in_a, in_b);
+    for (char *file = strtok_r(in_b, " ", &rest); file; file = strtok_r(NULL, " ", &rest)) {
+        char *x = path_join(a, file), *y = path_join(b, file);
+        CHECK(path_is_directory(y) || same_file(x, y), "%s differs from %s", x, y);
+        free(x);
+        free(y);
+    }
+    free(a);
+    free(b);
+    free(in_a);
+    free(in_b);
+}
+
+static void check_same_run(const char *run, const char *unbroken)
+{
+    char *a = run_path(run, ""), *b = run_path(unbroken, ""), *in_a = list_directory(a), *in_b = list_directory(b);
+    check_same_directory(run, unbroken, "model");
+    check_same_directory(run, unbroken, "prompt");
+    check_same_directory(run, unbroken, "prompt/toy");
+    CHECK(strcmp(in_a, in_b) == 0, "%s holds %s(expected %s)", run, in_a, in_b);
+    free(in_a);
+    free(in_b);
+    in_a = text_format("%s/DONE", a);
+    in_b = text_format("%s/DONE", b);
+    CHECK(same_file(in_a, in_b), "%s and %s differ", in_a, in_b);
+    free(in_a);
+    free(in_b);
+    free(a);
+    free(b);
+}
+
+/* How far a run's log has come: 0 its first stage (or not begun), 1 the second. */
+static int stage_reached(const char *run, const char *second)
+{
+    char *path = run_path(run, "log.jsonl"), *text = read_text(path), *name = text_format("\"stage\":\"%s\"", second);
+    int stage = strstr(text, name) != NULL;
+    free(path);
+    free(text);
+    free(name);
+    return stage;
+}
+
+/* The lines of a run's log: a resumed run writes as many of them again, first of all. */
+static size_t log_length(const char *run)
+{
+    char *path = run_path(run, "log.jsonl"), *text = read_text(path);
+    size_t n = 0;
+    for (const char *at = text; *at; at++) n += *at == '\n';
+    free(path);
+    free(text);
+    return n;
+}
+
+/* Kills a run again and again until it comes through: at operations that the seed chooses, now and then among those with
+ * which the log is opened, and every third time after so many microseconds. kills: at chosen operations, by stage. */
+static void kill_until_done(const char *command, const char *run, uint64_t seed, const char *second_stage, int kills[2])
+{
+    enum { LIMIT = 1000, WITHIN = 12 };
+    char *resumed = text_format("%s --resume", command);
+    int status = -SIGKILL, attempt = 0;
+    for (; attempt < LIMIT && status < 0; attempt++) {
+        int stage = stage_reached(run, second_stage);
+        double drawn = random_uniform(seed, (uint64_t)attempt);
+        size_t opening = log_length(run) + 4;
+        Disk fate = {.fate = DIE};
+        if (attempt % 3 == 2) fate.microseconds = 1 + (long)(drawn * 20000);
+        else if (attempt % 4 == 0) fate.at = 1 + (long)(drawn * (double)opening);
+        else fate.at = 1 + (long)opening + (long)(drawn * WITHIN);
+        status = promot_with(&fate, 0, resumed);
+        kills[stage] += status == -SIGKILL;
+    }
+    CHECK(status == 0, "%s: exit %d after %d attempts", run, status, attempt);
+    if (status > 0) errors_contain("(what it said)");
+    free(resumed);
+}
+
+static void test_kills(void)
+{
+#define LONGER SHORT " --prompt-steps 36 --steps 36"
+    static const LogStage stages[] = {{"prompt", 36, 6}, {"model", 36, 6}};
+    int kills[2] = {0};
+    if (!fixture()) return;
+    forget_run("whole");
+    forget_run("killed");
+    CHECK(promot(LONGER " --out " SCRATCH "/whole") == 0, "the unbroken run");
+    check_log("whole", stages, 2);
+    kill_until_done(LONGER " --out " SCRATCH "/killed", "killed", 7, "model", kills);
+    CHECK(kills[0] >= 20 && kills[1] >= 20, "%d and %d kills are too few", kills[0], kills[1]);
+    check_same_run("killed", "whole");
+    check_log("killed", stages, 2);
+}
+
+/* Micro-batches, a step count that no checkpoint divides, elementwise dropout, two prompts: the state holds it all. */
+static void test_kills_of_a_joint_run(void)
+{
+#define JOINT "train --model " SCRATCH "/model " BOTH " " COMMON " --method joint --prompt-length 3 --batch 5 --micro-batch 2 --steps 23 " \
+              "--checkpoint-every 9 --save-every 4 --max-length 3 --dropout-sharing elementwise --optimizer-step 1000000 --weight-decay 1e-4"
+    int kills[2] = {0};
+    if (!fixture()) return;
+    forget_run("joint-whole");
+    forget_run("joint-killed");
+    CHECK(promot(JOINT " --out " SCRATCH "/joint-whole") == 0, "the unbroken run");
+    kill_until_done(JOINT " --out " SCRATCH "/joint-killed", "joint-killed", 8, "none", kills);
+    check_same_run("joint-killed", "joint-whole");
+    check_same_directory("joint-killed", "joint-whole", "prompt/other");
+    check_log("joint-killed", &(LogStage){"joint", 23, 9}, 1);
+}
+
+/* Dies at each operation of the final writing in turn, from the renaming of the log on (before it the log's lines are
+ * copied). */
+static void test_kills_while_the_results_are_written(void)
+{
+    long operation, first, begin;
+    int status;
+    if (!fixture()) return;
+    forget_run("end-whole");
+    forget_run("end");
+    CHECK(promot(SHORT " --out " SCRATCH "/end-whole") == 0, "the unbroken run");
+    first = disk.microseconds;
+    CHECK(first > 100, "model/config.json is operation %ld", first);
+    CHECK(promot_with(&(Disk){.at = first - 4, .fate = DIE}, 0, SHORT " --out " SCRATCH "/end") == -SIGKILL, "killed before its end");
+    begin = (long)log_length("end");
+    for (operation = begin, status = -SIGKILL; status == -SIGKILL && operation < begin + 300; operation++)
+        status = promot_with(&(Disk){.at = operation, .fate = DIE}, 0, SHORT " --resume --out " SCRATCH "/end");
+    CHECK(status == 0 && operation > begin + 20, "exit %d after %ld operations", status, operation);
+    CHECK(promot(SHORT " --resume --out " SCRATCH "/end") == 0, "done");
+    check_same_run("end", "end-whole");
+}
+
+/* ------------------------------------------------------------------------------------------------------------ full disks */
+
+/* No file grows beyond a limit that the log fits into and a state does not. */
+static void test_a_full_disk(void)
+{
+    enum { LIMIT = 30000 };
+    MappedFile before = {0};
+    Error error = {0};
+    const char *state = SCRATCH "/full/checkpoints/state.safetensors";
+    char *copy = NULL;
+    if (!fixture()) return;
+    forget_run("full-whole");
+    forget_run("full");
+    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/full-whole") == 0, "the unbroken run");
+    CHECK(promot_with(&(Disk){0}, LIMIT, SHORT " --method finetune --out " SCRATCH "/full") == 1 && error_lines() == 1, "full from the beginning");
+    CHECK(promot_with(&(Disk){.at = 90, .fate = DIE}, 0, SHORT " --method finetune --resume --out " SCRATCH "/full") == -SIGKILL, "killed later");
+    CHECK(mapped_file_open(&before, state, &error) == 0 && before.bytes > LIMIT, "%s", error.text);
+    copy = text_format("%s.copy", state);
+    CHECK(file_copy(state, copy, &error) == 0, "%s", error.text);
+    mapped_file_close(&before);
+    CHECK(promot_with(&(Disk){0}, LIMIT, SHORT " --method finetune --resume --out " SCRATCH "/full") == 1 && error_lines() == 1 && errors_contain("full"),
+          "full later");
+    CHECK(same_file(state, copy), "the state that was good is no more");
+    free(copy);
+    CHECK(promot(SHORT " --method finetune --resume --out " SCRATCH "/full") == 0, "room again");
+    check_same_run("full", "full-whole");
+}
+
+/* Every single write, sync or rename fails in turn, and all after it: one line, exit 1, and nothing is lost. */
+static void test_each_failing_write(void)
+{
+    int status = 1;
+    long operation;
+    if (!fixture()) return;
+    forget_run("fails-whole");
+    forget_run("fails");
+    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/fails-whole") == 0, "the unbroken run");
+    for (operation = 1; status == 1 && operation < 400; operation += 1 + operation / 12) {
+        status = promot_with(&(Disk){.at = operation, .fate = operation % 2 ? FAIL_FROM_THERE : FAIL}, 0, SHORT " --method finetune --resume --out " SCRATCH "/fails");
+        CHECK(status <= 1 && error_lines() == status, "operation %ld: exit %d, %d lines", operation, status, error_lines());
+        if (status != 1) break;
+    }
+    CHECK(operation > 15, "only %ld operations", operation);
+    CHECK(promot(SHORT " --method finetune --resume --out " SCRATCH "/fails") == 0, "room again");
+    check_same_run("fails", "fails-whole");
+    check_log("fails", &(LogStage){"model", 24, 6}, 1);
+}
+
+static void test_a_loss_that_is_no_number(void)
+{
+    if (!fixture()) return;
+    forget_run("nan");
+    CHECK(promot(SHORT " --method finetune --lr 1000000 --scale-by-parameter false --out " SCRATCH "/nan") == 1, "exit");
+    CHECK(error_lines() == 1 && errors_contain("not a number") && !run_has("nan", "DONE"), "one line");
+}
+
+/* ----------------------------------------------------------------------------------------------------------- evaluation */
+
+static cJSON *prediction(const char *run, const char *name, size_t line, size_t *count)
+{
+    char *path = run_path(run, name);
+    Lines lines = {0};
+    Error error = {0};
+    cJSON *json = NULL;
+    CHECK(lines_read(&lines, path, &error) == 0, "%s", error.text);
+    *count = lines.count;
+    if (line < lines.count) json = cJSON_Parse(lines.text[line]);
+    lines_free(&lines);
+    free(path);
+    return json;
+}
+
+static double score_of(const cJSON *results, const char *task, const char *shots)
+{
+    return number_in(cJSON_GetObjectItem(cJSON_GetObjectItem(cJSON_GetObjectItem(results, "tasks"), task), "scores"), shots);
+}
+
+static void check_predictions(const char *run, const char *name, double score)
+{
+    size_t count = 1, right = 0;
+    for (size_t i = 0; i < count; i++) {
+        cJSON *one = prediction(run, name, i, &count);
+        const char *target = cJSON_GetStringValue(cJSON_GetObjectItem(one, "target")), *answer = cJSON_GetStringValue(cJSON_GetObjectItem(one, "processed_output"));
+        char id[32];
+        snprintf(id, sizeof id, "%zu", i);
+        CHECK(is_text(one, "id", id) && cJSON_GetObjectItem(one, "input") && cJSON_GetObjectItem(one, "raw_output") && target && answer, "line %zu", i);
+        CHECK((number_in(one, "score") > 50) == (target && answer && strcmp(target, answer) == 0), "line %zu: score %g", i, number_in(one, "score"));
+        right += number_in(one, "score") > 50;
+        cJSON_Delete(one);
+    }
+    CHECK(count == 20 && fabs(100 * (double)right / 20 - score) < 1e-9, "%s: %zu of %zu are right (score %g)", name, right, count, score);
+}
+
+static void test_evaluation(void)
+{
+    cJSON *results, *done, *printed, *one;
+    char *out;
+    size_t count;
+    if (!fixture()) return;
+    if (!run_has("promot", "DONE")) forget_run("promot"), promot(LEARNING " --out " SCRATCH "/promot");
+    done = run_read_json("promot", "DONE");
+    forget_run("eval");
+    CHECK(promot("eval --model " SCRATCH "/promot/model --prompt " SCRATCH "/promot/prompt/toy --prompt-tasks toy " BOTH " --shots 0,1 " COMMON
+                 " --json --out " SCRATCH "/eval") == 0 || !errors_contain("(what it said)"), "exit");
+    results = run_read_json("eval", "results.json");
+    out = standard_output();
+    printed = cJSON_Parse(out);
+    CHECK(cJSON_Compare(results, printed, true), "--json prints %s", out);
+    free(out);
+    CHECK(fabs(score_of(results, "toy", "0") - number_in(stage_in(done, "model"), "dev")) < 1e-9, "%g, in training %g", score_of(results, "toy", "0"),
+          number_in(stage_in(done, "model"), "dev"));
+    CHECK(isfinite(score_of(results, "toy", "1")) && isfinite(score_of(results, "other", "1")), "1 shot");
+    one = cJSON_GetObjectItem(cJSON_GetObjectItem(results, "tasks"), "other");
+    CHECK(is_text(one, "metric", "accuracy") && fabs(number_in(one, "n") - 20) < 0.5, "metric and n");
+    CHECK(fabs(number_in(cJSON_GetObjectItem(results, "norm_avg"), "1") - score_of(results, "other", "1")) < 1e-9, "the average is over the other task");
+    check_predictions("eval", "predictions/toy.0.jsonl", score_of(results, "toy", "0"));
+    check_predictions("eval", "predictions/other.1.jsonl", score_of(results, "other", "1"));
+    one = prediction("eval", "predictions/toy.1.jsonl", 3, &count);
+    out = cJSON_GetStringValue(cJSON_GetObjectItem(one, "input"));
+    CHECK(out && strstr(out, "answer: ") && strstr(strstr(out, "answer: "), "say "), "a worked example in front: %s", out ? out : "");
+    cJSON_Delete(one);
+    cJSON_Delete(results);
+    cJSON_Delete(printed);
+    cJSON_Delete(done);
+
+    /* A task without the prompt is as if there were none. */
+    forget_run("eval-plain");
+    CHECK(promot("eval --model " SCRATCH "/promot/model " BOTH " --shots 1 " COMMON " --out " SCRATCH "/eval-plain") == 0, "exit");
+    CHECK(same_file(SCRATCH "/eval/predictions/other.1.jsonl", SCRATCH "/eval-plain/predictions/other.1.jsonl"), "the prompt reached another task");
+    CHECK(!same_file(SCRATCH "/eval/predictions/toy.0.jsonl", SCRATCH "/eval-plain/predictions/toy.1.jsonl"), "the prompt does not reach its task");
+    out = standard_output();
+    CHECK(strstr(out, "Norm. Avg.") && strstr(out, "other") && strstr(out, "1-shot"), "the table: %s", out);
+    free(out);
+    forget_run("eval-limit");
+    CHECK(promot("eval --model " SCRATCH "/promot/model " TOY " --limit 7 " COMMON " --out " SCRATCH "/eval-limit") == 0, "exit");
+    results = run_read_json("eval-limit", "results.json");
+    CHECK(fabs(number_in(cJSON_GetObjectItem(cJSON_GetObjectItem(results, "tasks"), "toy"), "n") - 7) < 0.5, "--limit");
+    cJSON_Delete(results);
+    CHECK(promot("eval --model " SCRATCH "/promot/model --prompt " SCRATCH "/promot/prompt/toy --prompt-tasks rte " TOY) == 2 && error_lines() == 1, "an unknown task");
+    CHECK(promot("eval --model " SCRATCH "/promot/model " TOY " --shots 1000") == 2 && error_lines() == 1, "more shots than examples");
+}
+
+/* --show prints what the model sees, N lines, and nothing else happens. */
+static void check_show(const char *command)
+{
+    char *out;
+    Lines lines = {0};
+    Error error = {0};
+    Tokenizer *tokenizer = tokenizer_open(SCRATCH "/model/spiece.model", &error);
+    CHECK(promot("%s", command) == 0 || !errors_contain("(what it said)"), "%s", command);
+    out = standard_output();
+    CHECK(lines_split(&lines, out, strlen(out), "stdout", &error) == 0 && lines.count == 3, "%zu lines", lines.count);
+    for (size_t i = 0; i < lines.count; i++) {
+        cJSON *json = cJSON_Parse(lines.text[i]), *ids = cJSON_GetObjectItem(json, "input_ids");
+        const char *input = cJSON_GetStringValue(cJSON_GetObjectItem(json, "input"));
+        int32_t *expected = NULL;
+        size_t n = 0;
+        CHECK(input && tokenizer_encode(tokenizer, input, strlen(input), &expected, &n, &error) == 0, "no input");
+        CHECK(cJSON_GetArraySize(ids) == (int)n + 1, "%d ids (expected %zu and EOS)", cJSON_GetArraySize(ids), n);
+        for (size_t k = 0; k < n; k++) CHECK(cJSON_GetArrayItem(ids, (int)k)->valueint == expected[k], "id %zu of: %s", k, input);
+        CHECK(cJSON_IsArray(cJSON_GetObjectItem(json, "targets")) && cJSON_IsArray(cJSON_GetObjectItem(json, "target_ids")), "targets");
+        free(expected);
+        cJSON_Delete(json);
+    }
+    lines_free(&lines);
+    free(out);
+    tokenizer_close(tokenizer);
+}
+
+static void test_show(void)
+{
+    if (!fixture()) return;
+    forget_run("shown");
+    check_show(SHORT " --show 3 --out " SCRATCH "/shown");
+    CHECK(!run_has("shown", ""), "--show leaves a run");
+    check_show("eval --model " SCRATCH "/model " TOY " --show 3 --shots 0 " COMMON);
+    check_show("eval --model " SCRATCH "/model " TOY " --show 3 --shots 2 " COMMON);
+    check_show("train --model " SCRATCH "/model " TOY " --show 3 --shots 2 " COMMON " --out " SCRATCH "/shown");
+}
+
+/* Two tasks: a prompt each, another one each, and batches of both. */
+static void test_two_tasks(void)
+{
+    cJSON *done;
+    if (!fixture()) return;
+    forget_run("tasks");
+    CHECK(promot("train --model " SCRATCH "/model " BOTH " " COMMON " --prompt-length 3 --batch 8 --prompt-steps 6 --steps 6 --max-length 3 --out " SCRATCH "/tasks") == 0 ||
+              !errors_contain("(what it said)"), "exit");
+    check_finished("tasks", true);
+    CHECK(run_has("tasks", "prompt/other/adapter_model.safetensors") &&
+              !same_file(SCRATCH "/tasks/prompt/toy/adapter_model.safetensors", SCRATCH "/tasks/prompt/other/adapter_model.safetensors"), "two prompts");
+    done = run_read_json("tasks", "DONE");
+    CHECK(cJSON_GetArraySize(cJSON_GetObjectItem(done, "stages")) == 2, "two stages");
+    cJSON_Delete(done);
+    CHECK(promot("train --model " SCRATCH "/model --task toy.train=" SCRATCH "/data/train.jsonl --task toy.dev=" SCRATCH "/data/dev.jsonl --task-file " SCRATCH
+                 "/toy.json " COMMON " --method finetune --batch 4 --steps 2 --shots 1 --micro-batch 3 --out " SCRATCH "/tasks/splits") == 0, "splits one by one, and shots");
+}
+
+/* -------------------------------------------------------------------------------------------------------------- pretrain */
+
+static double mean_loss(const char *run, size_t first, size_t count)
+{
+    char *path = run_path(run, "log.jsonl");
+    Lines lines = {0};
+    Error error = {0};
+    double sum = 0;
+    CHECK(lines_read(&lines, path, &error) == 0 && lines.count >= first + count, "%s: %zu lines", run, lines.count);
+    for (size_t i = first; i < first + count && i < lines.count; i++) {
+        cJSON *record = cJSON_Parse(lines.text[i]);
+        sum += number_in(record, "loss");
+        cJSON_Delete(record);
+    }
+    lines_free(&lines);
+    free(path);
+    return sum / (double)count;
+}
+
+static void test_pretraining(void)
+{
+#define PRETRAIN "pretrain --config " SCRATCH "/config.json --text " SCRATCH "/text.txt --threads 1 --quiet --batch 8 --input-length 48 --lr 0.02"
+    int kills[2] = {0};
+    if (!fixture()) return;
+    forget_run("pre");
+    forget_run("pre-whole");
+    forget_run("pre-killed");
+    CHECK(promot(PRETRAIN " --train-vocab 400 --steps 120 --out " SCRATCH "/pre") == 0 || !errors_contain("(what it said)"), "exit");
+    check_log("pre", &(LogStage){"pretrain", 120, 0}, 1);
+    CHECK(mean_loss("pre", 110, 10) < 0.6 * mean_loss("pre", 0, 10), "the loss falls from %g to %g", mean_loss("pre", 0, 10), mean_loss("pre", 110, 10));
+    CHECK(run_has("pre", "model/spiece.model") && run_has("pre", "DONE") && !run_has("pre", "checkpoints"), "a model");
+    CHECK(promot("generate --model " SCRATCH "/pre/model --input the --threads 1 --beams 2 --max-length 4") == 0, "that generates");
+    CHECK(promot(PRETRAIN " --tokenizer " SCRATCH "/spiece.model --steps 30 --save-every 3 --out " SCRATCH "/pre-whole") == 0, "the unbroken run");
+    kill_until_done(PRETRAIN " --tokenizer " SCRATCH "/spiece.model --steps 30 --save-every 3 --out " SCRATCH "/pre-killed", "pre-killed", 9, "none", kills);
+    CHECK(kills[0] >= 10, "%d kills are too few", kills[0]);
+    check_same_directory("pre-killed", "pre-whole", "model");
+    check_log("pre-killed", &(LogStage){"pretrain", 30, 0}, 1);
+    CHECK(promot("pretrain --model " SCRATCH "/pre/model --text " SCRATCH "/text.txt --threads 1 --quiet --batch 4 --steps 3 --out " SCRATCH "/pre/again") == 0, "a given model");
+    CHECK(promot(PRETRAIN " --out " SCRATCH "/pre/none") == 2 && error_lines() == 1, "no vocabulary");
+}
+
+/* -------------------------------------------------------------------------------------------------------------- decoding */
+
+/* Inputs of many lengths, decoded one at a time and all at once. */
+static void test_decoding_alone_and_together(void)
+{
+    enum { COUNT = 23, LONGEST = 40 };
+    static int32_t ids[COUNT][LONGEST];
+    TokenExample inputs[COUNT];
+    Error error = {0};
+    Device *dev = device_open(1, MATMUL_FP32, &error);
+    Model *model;
+    if (!fixture()) return;
+    model = model_open(SCRATCH "/model", dev, NULL, &error);
+    CHECK(model != NULL, "%s", error.text);
+    for (size_t i = 0; model && i < COUNT; i++) {
+        size_t length = 1 + i * 17 % LONGEST;
+        for (size_t k = 0; k < LONGEST; k++) ids[i][k] = (int32_t)(random_uniform(i, k) * 400);
+        inputs[i] = (TokenExample){.input = ids[i], .input_length = length, .prompt = -1, .number = i};
+    }
+    for (int way = 0; model && way < 4; way++) {
+        DecodeSettings settings = {.beams = way == 1 ? 1 : 4, .n_best = way == 0 ? 3 : 1, .max_length = 12, .rule = way == 2 ? LENGTH_HF : LENGTH_T5X,
+                                   .alpha = 0.6, .length_penalty = 1, .sample = way == 3, .temperature = 0.8, .top_p = 0.9, .top_k = 50, .seed = 3};
+        size_t n = settings.n_best;
+        Hypothesis *together, *alone;
+        if (way == 3) settings.beams = 1;
+        together = host_alloc(COUNT * n, sizeof *together);
+        alone = host_alloc(COUNT * n, sizeof *alone);
+        CHECK(decode(model, NULL, inputs, COUNT, &settings, together, NULL, NULL, &error) == 0, "%s", error.text);
+        for (size_t i = 0; i < COUNT; i++)
+            CHECK(decode(model, NULL, &inputs[i], 1, &settings, alone + i * n, NULL, NULL, &error) == 0, "%s", error.text);
+        for (size_t i = 0; i < COUNT * n; i++) {
+            CHECK(together[i].length == alone[i].length && memcmp(together[i].ids, alone[i].ids, alone[i].length * sizeof(int32_t)) == 0, "way %d, output %zu", way, i);
+            /* The matrix products of one row and of many may add in another order: 12 steps' rounding of 1e-7 each. */
+            CHECK(fabs(together[i].score - alone[i].score) < 1e-4, "way %d, output %zu: %.9g and %.9g", way, i, together[i].score, alone[i].score);
+        }
+        hypotheses_free(together, COUNT * n);
+        hypotheses_free(alone, COUNT * n);
+    }
+    model_close(model);
+    device_close(dev);
+}
+
+static void test_generating(void)
+{
+    static const char *const ways[] = {"--beams 1", "--beams 4 --n-best 2 --scores", "--beams 3 --length-rule hf", "--sample --top-k 40 --beams 1"};
+    char *one, *two, *other;
+    if (!fixture()) return;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        CHECK(promot("generate --model " SCRATCH "/model --file " SCRATCH "/text.txt --ids --max-length 8 --threads 1 --seed 3 %s", ways[i]) == 0, "%s", ways[i]);
+        one = standard_output();
+        CHECK(promot("generate --model " SCRATCH "/model --file " SCRATCH "/text.txt --ids --max-length 8 --threads 3 --seed 3 %s", ways[i]) == 0, "%s", ways[i]);
+        two = standard_output();
+        CHECK(strcmp(one, two) == 0 && strlen(one) > 100, "%s: 3 threads differ from 1", ways[i]);
+        CHECK(promot("generate --model " SCRATCH "/model --file " SCRATCH "/text.txt --ids --max-length 8 --threads 1 --seed 4 %s", ways[i]) == 0, "%s", ways[i]);
+        other = standard_output();
+        CHECK((strcmp(one, other) == 0) == !strstr(ways[i], "--sample"), "%s: the seed", ways[i]);
+        free(one);
+        free(two);
+        free(other);
+    }
+}
+
+static const Test tests[] = {
+    {"methods", test_methods},
+    {"what_is_trained", test_what_is_trained},
+    {"existing_runs", test_existing_runs},
+    {"two_processes", test_two_processes},
+    {"kills", test_kills},
+    {"kills_of_a_joint_run", test_kills_of_a_joint_run},
+    {"kills_while_the_results_are_written", test_kills_while_the_results_are_written},
+    {"a_full_disk", test_a_full_disk},
+    {"each_failing_write", test_each_failing_write},
+    {"a_loss_that_is_no_number", test_a_loss_that_is_no_number},
+    {"evaluation", test_evaluation},
+    {"show", test_show},
+    {"two_tasks", test_two_tasks},
+    {"pretraining", test_pretraining},
+    {"decoding_alone_and_together", test_decoding_alone_and_together},
+    {"generating", test_generating},
+};
+
+TEST_MAIN(tests)
