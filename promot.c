@@ -2435,7 +2435,8 @@ static int model_write_weights(const Model *model, const char *file, Error *erro
 /* Loaders insist that these are written as floats; cJSON would write 1.0 as 1. */
 static void config_keep_floats(cJSON *json)
 {
-    static const char *const names[] = {"layer_norm_epsilon", "initializer_factor", "dropout_rate", "classifier_dropout"};
+    static const char *const names[] = {"layer_norm_epsilon", "initializer_factor", "dropout_rate",
+                                        "classifier_dropout"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, names[i]);
         char text[32];
@@ -3635,6 +3636,7 @@ typedef struct {
     int32_t *bucket;
     int32_t *host_ancestors, *next_ancestors; /* [capacity, max_steps] */
     int32_t *source_start, *source_length;    /* host: of every input */
+    bool broken;                              /* the logits were not numbers */
     char *memory;
     size_t bytes;
 } Decoder;
@@ -3817,6 +3819,7 @@ static void decoder_step(Decoder *d, size_t step, const size_t *live, size_t n_l
     }
     stats_download(model->dev, logp, d->logp, rows * k);
     device_download(model->dev, words, d->words, rows * k * sizeof *words);
+    for (size_t r = 0; r < rows; r++) d->broken |= !isfinite(logp[r * k]);
 }
 
 /* Row r of the next step continues row parents[r] of this one. */
@@ -3908,7 +3911,7 @@ static void decode_one_row_each(Decoder *d, const TokenExample *inputs, const De
     double *sums = host_alloc(count, sizeof *sums);
 
     for (size_t i = 0; i < count; i++) live[i] = i, newest[i] = c->decoder_start;
-    for (size_t step = 0; n_live; step++) {
+    for (size_t step = 0; n_live && !d->broken; step++) {
         size_t n_next = 0;
         decoder_step(d, step, live, n_live, 1, newest, 1, logp, words, logits);
         for (size_t r = 0; r < n_live; r++) {
@@ -4105,7 +4108,7 @@ static void decode_beams(Decoder *d, const DecodeSettings *s, Hypothesis *out)
 
     for (size_t i = 0; i < count; i++) search_init(&searches[i], i, s), live[i] = i;
     for (size_t r = 0; r < rows; r++) newest[r] = c->decoder_start;
-    for (size_t step = 0; n_live; step++) {
+    for (size_t step = 0; n_live && !d->broken; step++) {
         size_t n_next = 0;
         decoder_step(d, step, live, n_live, K, newest, per_row, logp, words, NULL);
         for (size_t i = 0; i < n_live; i++) {
@@ -4159,6 +4162,8 @@ static int decode_batch(const Model *model, const Prompts *prompts, const TokenE
             decode_one_row_each(&decoder, inputs, settings, out);
         else
             decode_beams(&decoder, settings, out);
+        if (decoder.broken)
+            status = error_set(error, EXIT_FAILED, "decoding: the model's output is not a number (damaged weights?)");
         decoder_free(&decoder);
     }
     pass_free(&pass);
@@ -4195,8 +4200,9 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
         n = DECODE_BYTES / decoder_bytes_per_input(&model->config, settings->beams, settings->max_length, longest);
         n = min_size(min_size(max_size(n, 1), DECODE_INPUTS), count - first);
         for (size_t i = 0; i < n; i++) batch[i] = inputs[order[first + i].at];
+        memset(results, 0, n * settings->n_best * sizeof *results);
         status = decode_batch(model, prompts, batch, n, settings, results, error);
-        for (size_t i = 0; !status && i < n; i++)
+        for (size_t i = 0; i < n; i++)
             memcpy(out + order[first + i].at * settings->n_best, results + i * settings->n_best,
                    settings->n_best * sizeof *out);
         if (!status && progress) progress(context, first + n, count);
@@ -4244,7 +4250,8 @@ static int encode_with_eos(const Tokenizer *tokenizer, const T5Config *config, c
     ids[count] = config->eos;
     for (size_t i = 0; i < count; i++)
         if ((size_t)ids[i] >= config->vocab_size) {
-            error_set(error, EXIT_USAGE, "spiece.model: piece %s (expected an id below the model's vocabulary %zu, found %d)",
+            error_set(error, EXIT_USAGE,
+                      "spiece.model: piece %s (expected an id below the model's vocabulary %zu, found %d)",
                       tokenizer_piece(tokenizer, ids[i]), config->vocab_size, (int)ids[i]);
             free(ids);
             return -1;
@@ -4312,8 +4319,8 @@ static int split_encode(TaskSplit *split, const EncodeSettings *s, Error *error)
             encode_with_eos(s->tokenizer, s->config, text, s->max_input, &input, &e->input_length, &cut_input, error);
         e->input = input;
         if (!status)
-            status = encode_with_eos(s->tokenizer, s->config, split->examples.items[i].targets[0], s->max_target, &target,
-                                     &e->target_length, &cut_target, error);
+            status = encode_with_eos(s->tokenizer, s->config, split->examples.items[i].targets[0], s->max_target,
+                                     &target, &e->target_length, &cut_target, error);
         free(text);
         if (status) return -1;
         e->target = target;
@@ -5156,8 +5163,11 @@ static int run_stage(Run *run, bool restore, Error *error)
 /* Writes model/ and prompt/NAME/. */
 static int run_write_results(const Run *run, Error *error)
 {
-    char *directory = run_file(run, "model");
-    int status = model_write(run->model, directory, run->model_directory, error);
+    char *directory = run_file(run, "model"), *prompts = run_file(run, "prompt");
+    int status = directory_remove(directory, error); /* what an earlier, killed attempt left */
+    if (!status) status = directory_remove(prompts, error);
+    free(prompts);
+    if (!status) status = model_write(run->model, directory, run->model_directory, error);
     for (size_t i = 0; !status && i < run->prompts.count; i++) {
         char *prompt = run_file(run, "prompt/%s", run->tasks[i].name);
         status = prompt_write(run->model, &run->prompts, i, run->model_directory, run->prompt_init, prompt, error);
@@ -6641,8 +6651,7 @@ static int recall_settings(Options *o, const char *path, cJSON *settings, Error 
                 return error_set(error, EXIT_USAGE, "--%s: differs from %s (a resumed run keeps its settings)",
                                  options[i].name, path);
             }
-            free(o->list[i]);
-            o->list[i] = list;
+            o->list[i] = list; /* the one that was given belongs to the caller */
             o->n_list[i] = n;
             continue;
         }
@@ -6651,6 +6660,9 @@ static int recall_settings(Options *o, const char *path, cJSON *settings, Error 
                              "--%s %s: differs from %s, which has %s (a resumed run keeps its settings)",
                              options[i].name, o->text[i], path, cJSON_IsString(item) ? item->valuestring : "nothing");
         o->text[i] = cJSON_IsString(item) ? item->valuestring : NULL;
+        if (!o->text[i] && options[i].fallback)
+            return error_set(error, EXIT_FAILED, "%s: %s is missing (expected every setting of the run)", path,
+                             options[i].name);
         if (o->text[i] && option_check(&options[i], o->text[i], error)) return -1;
     }
     return 0;
@@ -6816,19 +6828,22 @@ static int announce_stage(const Run *run, const Stage *stage, const TokenExample
     flops = forward_flops(c, examples, count, P) / (double)count * (double)run->batch * (stage->trains_model ? 3 : 2);
     seconds = flops / speed * (double)steps_left;
     if (!run->quiet && steps_left > 0)
-        fprintf(stderr, "stage %s: %lld steps of %zu examples, %.2f GB of memory at most, about %.2f s a step, %.0f min %02.0f s\n",
-                stage->name, (long long)steps_left, run->batch, (double)bytes / 1e9, flops / speed, floor(seconds / 60),
-                floor(fmod(seconds, 60)));
+        fprintf(
+            stderr,
+            "stage %s: %lld steps of %zu examples, %.2f GB of memory at most, about %.2f s a step, %.0f min %02.0f s\n",
+            stage->name, (long long)steps_left, run->batch, (double)bytes / 1e9, flops / speed, floor(seconds / 60),
+            floor(fmod(seconds, 60)));
     if (available > weights && bytes > available)
-        return error_set(error, EXIT_FAILED, "memory: stage %s needs %.1f GB (there are %.1f GB; --micro-batch below %zu needs less)",
+        return error_set(error, EXIT_FAILED,
+                         "memory: stage %s needs %.1f GB (there are %.1f GB; --micro-batch below %zu needs less)",
                          stage->name, (double)bytes / 1e9, (double)available / 1e9, run->micro);
     return 0;
 }
 
 static int announce(Run *run, Error *error)
 {
-    enum { SAMPLE = 1000 };                /* documents of a corpus that are corrupted to see how long they get */
-    const double share_of_matmul = 0.7;    /* what a whole step reaches of the speed of its matrix products */
+    enum { SAMPLE = 1000 };             /* documents of a corpus that are corrupted to see how long they get */
+    const double share_of_matmul = 0.7; /* what a whole step reaches of the speed of its matrix products */
     double speed = measure_flops(run->model->dev) * share_of_matmul;
     size_t count = run->source.examples ? run->source.count : min_size(run->source.count, SAMPLE);
     TokenExample *examples = host_alloc(count, sizeof *examples);
@@ -6944,10 +6959,10 @@ static int prepare_tasks(const Options *o, Run *run, TaskArgument *arguments, si
         if (data->train.examples.count == 0)
             return error_set(error, EXIT_USAGE, "--task: %s: no training examples", data->name);
         if (split_encode(&data->train, &s, error)) return -1;
-        s.seed = random_fold(s.seed, 1);
-        if (split_encode(&data->dev, &s, error)) return -1;
         if (option_size(o, OPT_SHOW))
             show_examples(data->name, &data->train, run->tokenizer, option_size(o, OPT_SHOW), &s);
+        s.seed = random_fold(s.seed, 1); /* the dev set is shown other examples */
+        if (split_encode(&data->dev, &s, error)) return -1;
         total += data->train.examples.count;
     }
     all = host_alloc(total, sizeof *all);
@@ -7049,10 +7064,11 @@ static int command_train(const Options *given, Error *error)
 static int write_tokenizer_config(const char *directory, Error *error)
 {
     char *path = path_join(directory, "tokenizer_config.json");
-    int status = file_write_text(path,
-                                 "{\"tokenizer_class\": \"T5Tokenizer\", \"extra_ids\": 0, \"additional_special_tokens\": [], "
-                                 "\"eos_token\": \"</s>\", \"unk_token\": \"<unk>\", \"pad_token\": \"<pad>\"}\n",
-                                 error);
+    int status =
+        file_write_text(path,
+                        "{\"tokenizer_class\": \"T5Tokenizer\", \"extra_ids\": 0, \"additional_special_tokens\": [], "
+                        "\"eos_token\": \"</s>\", \"unk_token\": \"<unk>\", \"pad_token\": \"<pad>\"}\n",
+                        error);
     free(path);
     return status;
 }
@@ -7075,8 +7091,9 @@ static int pretrain_vocabulary(const Options *o, char **directory, Error *error)
         status = directory_create(*directory, error);
         if (!status && !copied) status = write_tokenizer_config(*directory, error);
         if (!status)
-            status = copied ? file_copy(o->text[OPT_TOKENIZER], path, error)
-                            : tokenizer_train(o->text[OPT_TEXT_FILE], path, (int)option_size(o, OPT_TRAIN_VOCAB), error);
+            status = copied
+                         ? file_copy(o->text[OPT_TOKENIZER], path, error)
+                         : tokenizer_train(o->text[OPT_TEXT_FILE], path, (int)option_size(o, OPT_TRAIN_VOCAB), error);
     }
     free(path);
     return status;

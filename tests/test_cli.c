@@ -20,7 +20,7 @@
 /* d_model 16 makes the tied head's scale, d_model^-0.5, a power of two: exact. */
 enum { VOCAB = 400, WIDTH = 16, PIECES = 394 };
 #define SIZES                                                                                                          \
-    "\"vocab_size\": 400, \"d_model\": 16, \"d_kv\": 4, \"d_ff\": 10, \"num_heads\": 3, \"num_layers\": 1, "              \
+    "\"vocab_size\": 400, \"d_model\": 16, \"d_kv\": 4, \"d_ff\": 10, \"num_heads\": 3, \"num_layers\": 1, "           \
     "\"num_decoder_layers\": 2"
 static const char mt5_config[] = "{\"model_type\": \"mt5\", \"feed_forward_proj\": \"gated-gelu\", " SIZES "}";
 static const char t5_config[] = "{\"model_type\": \"t5\", \"feed_forward_proj\": \"relu\", " SIZES "}";
@@ -172,13 +172,15 @@ static void make_model(const char *directory, const char *config)
 
 /* How a variant differs from the model it is made of; a NULL names no tensor. */
 typedef struct {
-    const char *config;   /* its config.json; NULL: the model's own */
-    const char *drop;     /* a tensor that is left out */
-    const char *reshaped; /* one that becomes a vector */
-    const char *set;      /* one whose last element becomes `value` */
-    const char *cleared;  /* one that is all zeros */
+    const char *config;       /* its config.json; NULL: the model's own */
+    const char *drop;         /* a tensor that is left out */
+    const char *reshaped;     /* one that becomes a vector */
+    const char *set;          /* one whose last element becomes `value` */
+    const char *cleared;      /* one that is all zeros */
     const char *embedding_as; /* a tensor with the embedding's numbers is stored under this name (replacing that one) */
-    const char *extra;    /* a tensor of this name is added */
+    const char *integers;     /* one that is said to hold integers */
+    const char *extra;        /* tensors of this name, with a letter behind it, are added: */
+    size_t n_extra;           /* so many */
     float value;
 } Change;
 
@@ -199,17 +201,23 @@ static void write_variant(const Checkpoint *from, const Change *change)
     const StoredTensor *sources[128], *embedding = checkpoint_find(from, "shared.weight");
     TensorSpec specs[128];
     SafetensorsWriter *writer;
+    char extra[26][64];
     size_t n = 0;
     for (size_t i = 0; i < checkpoint_count(from); i++) {
         const StoredTensor *t = checkpoint_at(from, i);
         if (is_named(change->drop, t->name) || is_named(change->embedding_as, t->name)) continue;
         specs[n] = (TensorSpec){t->name, DTYPE_F32, t->n_dims, {t->shape[0], t->n_dims > 1 ? t->shape[1] : 0}};
         if (is_named(change->reshaped, t->name)) specs[n].n_dims = 1, specs[n].shape[0] = t->numel;
+        if (is_named(change->integers, t->name)) specs[n].dtype = DTYPE_I32;
         sources[n++] = t;
     }
     if (change->embedding_as)
         sources[n] = embedding, specs[n++] = (TensorSpec){change->embedding_as, DTYPE_F32, 2, {VOCAB, WIDTH}};
-    if (change->extra) sources[n] = embedding, specs[n++] = (TensorSpec){change->extra, DTYPE_F32, 2, {VOCAB, WIDTH}};
+    for (size_t i = 0; i < change->n_extra; i++) {
+        snprintf(extra[i], sizeof extra[i], "%s%c", change->extra, (char)('a' + i));
+        sources[n] = embedding;
+        specs[n++] = (TensorSpec){extra[i], DTYPE_F32, 2, {VOCAB, WIDTH}};
+    }
     writer = safetensors_create(VARIANT "/model.safetensors", specs, n, &error);
     for (size_t i = 0; writer && i < n; i++) {
         float *values = read_tensor(sources[i]);
@@ -226,8 +234,10 @@ static void make_variant(const char *model, Change change)
     char *config = path_join(model, "config.json");
     Checkpoint *from = checkpoint_open(model, &error);
     CHECK(directory_remove(VARIANT, &error) == 0 && directory_create(VARIANT, &error) == 0, "%s", error.text);
-    if (change.config) write_text(VARIANT "/config.json", change.config);
-    else CHECK(file_copy(config, VARIANT "/config.json", &error) == 0, "%s", error.text);
+    if (change.config)
+        write_text(VARIANT "/config.json", change.config);
+    else
+        CHECK(file_copy(config, VARIANT "/config.json", &error) == 0, "%s", error.text);
     CHECK(file_copy(VOCABULARY "/spiece.model", VARIANT "/spiece.model", &error) == 0, "%s", error.text);
     CHECK(from, "%s", error.text);
     if (from) write_variant(from, &change);
@@ -248,7 +258,9 @@ static void append_ids(SafetensorsWriter *writer, const int64_t *ids, size_t n, 
     for (size_t i = 0; i < n; i++) {
         int32_t narrow = (int32_t)ids[i];
         float real = (float)ids[i];
-        const void *data = dtype == DTYPE_I64 ? (const void *)&ids[i] : dtype == DTYPE_I32 ? (const void *)&narrow : &real;
+        const void *data = dtype == DTYPE_I64   ? (const void *)&ids[i]
+                           : dtype == DTYPE_I32 ? (const void *)&narrow
+                                                : &real;
         CHECK(safetensors_append(writer, data, dtype_bytes(dtype), &error) == 0, "%s", error.text);
     }
 }
@@ -281,8 +293,15 @@ static BatchFile usual_batch(bool prompted)
 {
     static float prompt[2 * WIDTH];
     for (size_t i = 0; i < 2 * WIDTH; i++) prompt[i] = 0.1f * (float)(i % 7) - 0.2f;
-    return (BatchFile){.rows = 2, .inputs = 4, .labels = 3, .input_ids = usual_inputs, .label_ids = usual_labels,
-                       .prompt = prompted ? prompt : NULL, .prompt_rows = 2, .prompt_width = WIDTH, .dtype = DTYPE_I64};
+    return (BatchFile){.rows = 2,
+                       .inputs = 4,
+                       .labels = 3,
+                       .input_ids = usual_inputs,
+                       .label_ids = usual_labels,
+                       .prompt = prompted ? prompt : NULL,
+                       .prompt_rows = 2,
+                       .prompt_width = WIDTH,
+                       .dtype = DTYPE_I64};
 }
 
 /* A tensor of the last dump; to be freed. n: the number of elements it must have. */
@@ -360,7 +379,8 @@ static void the_program(void)
         REFUSES(2, "is needed", names[i]);
     }
     RUN("generate", "--help"); /* names and defaults */
-    CHECK(strstr(ran.out, "--beams K") && strstr(ran.out, "[4]") && strstr(ran.out, "--alpha R") && strstr(ran.out, "[0.6]"),
+    CHECK(strstr(ran.out, "--beams K") && strstr(ran.out, "[4]") && strstr(ran.out, "--alpha R") &&
+              strstr(ran.out, "[0.6]"),
           "%s", ran.out);
 }
 
@@ -375,8 +395,8 @@ static void options_are_checked(void)
     REFUSES(2, "expected fp32|bf16, found fp16", "info", "--model", MT5, "--dtype", "fp16");
     RUN("info", "--model=" MT5, "--batch=8");
     REFUSES(2, "expected a whole number", "info", "--model", MT5, "--batch=");
-    static const char *const no_numbers[] = {"", "x", "8x", " 8", "8 ", "nan", "NaN", "inf", "-inf", "infinity",
-                                             "0x10", "1.5", "1e999", "1,5", "8\n"};
+    static const char *const no_numbers[] = {"",     "x",        "8x",   " 8",  "8 ",    "nan", "NaN", "inf",
+                                             "-inf", "infinity", "0x10", "1.5", "1e999", "1,5", "8\n"};
     for (size_t i = 0; i < sizeof no_numbers / sizeof *no_numbers; i++)
         REFUSES(2, "--batch: expected a whole number", "info", "--model", MT5, "--batch", no_numbers[i]);
     static const char *const beyond[] = {"0", "-1", "1000001", "1e300"};
@@ -391,7 +411,7 @@ static void options_are_checked(void)
 static void streams(void)
 {
     const char *const *const calls[] = {WORDS("--version"), WORDS("--help"), WORDS("info", "--model", MT5),
-                                               WORDS("tokenize", "--model", MT5, "--input", "the fox")};
+                                        WORDS("tokenize", "--model", MT5, "--input", "the fox")};
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
         run_with(STDOUT_CLOSED, "", calls[i]);
         check_failure(__LINE__, 1, "standard output: closed");
@@ -497,8 +517,15 @@ static void info_tells(void)
     static const struct {
         const char *name;
         double value;
-    } numbers[] = {{"vocab_size", VOCAB}, {"d_model", WIDTH}, {"d_kv", 4}, {"d_ff", 10}, {"num_heads", 3}, {"num_layers", 1},
-                   {"num_decoder_layers", 2}, {"relative_attention_num_buckets", 32}, {"relative_attention_max_distance", 128}};
+    } numbers[] = {{"vocab_size", VOCAB},
+                   {"d_model", WIDTH},
+                   {"d_kv", 4},
+                   {"d_ff", 10},
+                   {"num_heads", 3},
+                   {"num_layers", 1},
+                   {"num_decoder_layers", 2},
+                   {"relative_attention_num_buckets", 32},
+                   {"relative_attention_max_distance", 128}};
     Checkpoint *stored = checkpoint_open(MT5, &error);
     double parameters = 0;
     cJSON *json;
@@ -509,13 +536,14 @@ static void info_tells(void)
     for (size_t i = 0; i < checkpoint_count(stored); i++) parameters += (double)checkpoint_at(stored, i)->numel;
     CHECK(json_number(json, "parameters") == parameters, "%g: %s", parameters, ran.out);
     CHECK(strcmp(cJSON_GetStringValue(cJSON_GetObjectItem(json, "model_type")), "mt5") == 0, "%s", ran.out);
-    CHECK(strcmp(cJSON_GetStringValue(cJSON_GetObjectItem(json, "feed_forward_proj")), "gated-gelu") == 0, "%s", ran.out);
+    CHECK(strcmp(cJSON_GetStringValue(cJSON_GetObjectItem(json, "feed_forward_proj")), "gated-gelu") == 0, "%s",
+          ran.out);
     CHECK(cJSON_IsFalse(cJSON_GetObjectItem(json, "tied_head")), "%s", ran.out);
     cJSON_Delete(json);
     checkpoint_close(stored);
     RUN("info", "--model", T5);
-    CHECK(strstr(ran.out, "tied") && strstr(ran.out, "F32") && strstr(ran.out, "finetune") && strstr(ran.out, "eval"), "%s",
-          ran.out);
+    CHECK(strstr(ran.out, "tied") && strstr(ran.out, "F32") && strstr(ran.out, "finetune") && strstr(ran.out, "eval"),
+          "%s", ran.out);
     RUN("info", "--model", MT5, "--batch", "1e6", "--input-length", "1e6", "--target-length", "1e6");
 }
 
@@ -538,14 +566,17 @@ static void configs_that_are_broken(void)
 {
 #define CONFIG(rest) "{\"model_type\": \"mt5\", \"feed_forward_proj\": \"gated-gelu\", " rest "}"
     static const char *const broken[][2] = {
-        {"", "not a JSON object"}, {"{", "not a JSON object"}, {"[1]", "not a JSON object"},
+        {"", "not a JSON object"},
+        {"{", "not a JSON object"},
+        {"[1]", "not a JSON object"},
         {CONFIG(SIZES) " and more", "not a JSON object"},
         {"{}", "vocab_size (expected a whole number"},
         {CONFIG(SIZES ", \"relative_attention_num_buckets\": 1e300"), "relative_attention_num_buckets"},
         {CONFIG(SIZES ", \"relative_attention_num_buckets\": 7"), "relative attention"},
         {CONFIG(SIZES ", \"relative_attention_max_distance\": 2"), "relative attention"},
         {CONFIG("\"vocab_size\": 400.5"), "vocab_size (expected a whole number from 1 to"},
-        {CONFIG("\"vocab_size\": -1"), "found -1"}, {CONFIG("\"vocab_size\": \"400\""), "found \"400\""},
+        {CONFIG("\"vocab_size\": -1"), "found -1"},
+        {CONFIG("\"vocab_size\": \"400\""), "found \"400\""},
         {CONFIG("\"vocab_size\": 1e18"), "vocab_size"},
         {CONFIG(SIZES ", \"eos_token_id\": 400"), "eos_token_id (expected an id below 400"},
         {"{\"model_type\": \"bert\", " SIZES "}", "model_type"},
@@ -557,8 +588,9 @@ static void configs_that_are_broken(void)
         REFUSES(1, broken[i][1], "generate", "--model", VARIANT, "--input", "x");
     }
     /* Sizes that are possible, but not those of the file: no attempt to find memory for them. */
-    make_variant(MT5, (Change){.config = CONFIG("\"vocab_size\": 67108864, \"d_model\": 1048576, \"d_kv\": 1024, \"d_ff\": 1048576, "
-                                                "\"num_heads\": 512, \"num_layers\": 512")});
+    make_variant(MT5, (Change){.config = CONFIG(
+                                   "\"vocab_size\": 67108864, \"d_model\": 1048576, \"d_kv\": 1024, \"d_ff\": 1048576, "
+                                   "\"num_heads\": 512, \"num_layers\": 512")});
     REFUSES(1, "model.safetensors: shape of", "info", "--model", VARIANT);
     REFUSES(1, "model.safetensors: shape of", "generate", "--model", VARIANT, "--input", "x");
 #undef CONFIG
@@ -584,6 +616,8 @@ static void tensors_that_are_wrong(void)
             REFUSES(1, said, "generate", "--model", VARIANT, "--input", "x");
         }
     }
+    make_variant(MT5, (Change){.integers = "shared.weight"});
+    REFUSES(1, "type of shared.weight (expected F32, F16, BF16 or F64, found I32)", "info", "--model", VARIANT);
     write_text(VARIANT "/model.safetensors", "\x20");
     REFUSES(1, "model.safetensors", "generate", "--model", VARIANT, "--input", "x");
 }
@@ -592,23 +626,28 @@ static void tensors_that_are_wrong(void)
 static void vocabularies_must_fit(void)
 {
     CHECK(directory_remove(VARIANT, &error) == 0, "%s", error.text);
-    make_model(VARIANT, "{\"vocab_size\": 390, \"d_model\": 8, \"d_kv\": 4, \"d_ff\": 8, \"num_heads\": 1, \"num_layers\": 1}");
+    make_model(VARIANT,
+               "{\"vocab_size\": 390, \"d_model\": 8, \"d_kv\": 4, \"d_ff\": 8, \"num_heads\": 1, \"num_layers\": 1}");
     RUN("generate", "--model", VARIANT, "--input", "the fox", "--max-length", "2");
-    REFUSES(2, "<extra_id_0> (expected an id below the model's vocabulary 390, found 393)", "generate", "--model", VARIANT,
-            "--input", "the <extra_id_0>");
-    REFUSES(1, "pieces (expected at most the model's vocabulary 390, found 394)", "pretrain", "--model", VARIANT, "--text",
-            SCRATCH "/text.txt", "--out", SCRATCH "/none");
+    REFUSES(2, "<extra_id_0> (expected an id below the model's vocabulary 390, found 393)", "generate", "--model",
+            VARIANT, "--input", "the <extra_id_0>");
+    REFUSES(1, "pieces (expected at most the model's vocabulary 390, found 394)", "pretrain", "--model", VARIANT,
+            "--text", SCRATCH "/text.txt", "--out", SCRATCH "/none");
 }
 
 static void extra_tensors_are_told(void)
 {
-    make_variant(MT5, (Change){.extra = "adapter\npromot: x"});
+    make_variant(MT5, (Change){.extra = "adapter\npromot: ", .n_extra = 1});
     RUN("generate", "--model", VARIANT, "--ids-in", "--ids", "--input", "5 1", "--max-length", "2");
-    CHECK(lines_beginning("warning: ") == 1 && strstr(ran.err, "unknown tensor adapter promot: x"), "%s", ran.err);
+    CHECK(lines_beginning("warning: ") == 1 && strstr(ran.err, "unknown tensor adapter promot: a"), "%s", ran.err);
     CHECK(count_lines(ran.out) == 1, "%s", ran.out);
     RUN("generate", "--model", VARIANT, "--ids-in", "--ids", "--input", "5 1", "--max-length", "2", "--quiet");
     CHECK(!*ran.err, "%s", ran.err);
-    make_variant(MT5, (Change){.extra = "encoder.embed_tokens.weight"}); /* known: another name of the embedding */
+    make_variant(MT5, (Change){.extra = "many.", .n_extra = 25}); /* ten by name, then how many more */
+    RUN("generate", "--model", VARIANT, "--ids-in", "--ids", "--input", "5 1", "--max-length", "2");
+    CHECK(lines_beginning("warning: ") == 11 && strstr(ran.err, "ignored 15 more"), "%s", ran.err);
+    make_variant(MT5,
+                 (Change){.embedding_as = "encoder.embed_tokens.weight"}); /* known: another name of the embedding */
     RUN("generate", "--model", VARIANT, "--ids-in", "--ids", "--input", "5 1", "--max-length", "2");
     CHECK(!*ran.err, "%s", ran.err);
 }
@@ -620,7 +659,8 @@ static float *variant_logits(Change change, bool tied)
     make_variant(T5, change);
     RUN("info", "--model", VARIANT, "--json");
     json = printed_json();
-    CHECK(cJSON_IsBool(cJSON_GetObjectItem(json, "tied_head")) && cJSON_IsTrue(cJSON_GetObjectItem(json, "tied_head")) == tied,
+    CHECK(cJSON_IsBool(cJSON_GetObjectItem(json, "tied_head")) &&
+              cJSON_IsTrue(cJSON_GetObjectItem(json, "tied_head")) == tied,
           "%s", ran.out);
     cJSON_Delete(json);
     write_batch(usual_batch(false));
@@ -639,7 +679,8 @@ static void tied_heads(void)
     float *absent_denied = variant_logits((Change){.config = denied}, true);
     float *identical = variant_logits((Change){.config = silent, .embedding_as = head}, true);
     float *identical_denied = variant_logits((Change){.config = denied, .embedding_as = head}, false);
-    float *different = variant_logits((Change){.config = silent, .embedding_as = head, .set = head, .value = 0.5f}, false);
+    float *different =
+        variant_logits((Change){.config = silent, .embedding_as = head, .set = head, .value = 0.5f}, false);
     float *different_affirmed =
         variant_logits((Change){.config = affirmed, .embedding_as = head, .set = head, .value = 0.5f}, false);
     CHECK(memcmp(absent, identical, 6 * VOCAB * sizeof *absent) == 0);
@@ -648,11 +689,13 @@ static void tied_heads(void)
     for (size_t i = 0; i < 6 * VOCAB; i++) {
         /* The scale of a tied head, 16^-0.5, is a power of two, so nothing is rounded. */
         CHECK(absent[i] == 0.25f * identical_denied[i], "%zu: %g %g", i, absent[i], identical_denied[i]);
-        if (i % VOCAB != VOCAB - 1) CHECK(different[i] == identical_denied[i], "%zu", i); /* the altered row is the last */
+        if (i % VOCAB != VOCAB - 1)
+            CHECK(different[i] == identical_denied[i], "%zu", i); /* the altered row is the last */
         if (test_failures) break;
     }
     CHECK(different[VOCAB - 1] != identical_denied[VOCAB - 1]);
-    free(absent), free(absent_denied), free(identical), free(identical_denied), free(different), free(different_affirmed);
+    free(absent), free(absent_denied), free(identical), free(identical_denied), free(different),
+        free(different_affirmed);
     make_variant(MT5, (Change){.drop = "lm_head.weight"});
     REFUSES(1, "lm_head.weight is missing", "dump", "--model", VARIANT, "--batch", BATCH, "--out", DUMPED);
 }
@@ -683,13 +726,15 @@ static void generate_prints(void)
     cJSON *json = printed_json();
     const cJSON *outputs = cJSON_GetObjectItemCaseSensitive(json, "outputs");
     CHECK(cJSON_GetArraySize(outputs) == 2 && cJSON_IsString(cJSON_GetObjectItem(outputs->child, "text")) &&
-              json_number(outputs->child, "score") < 0, "%s", ran.out);
+              json_number(outputs->child, "score") < 0,
+          "%s", ran.out);
     cJSON_Delete(json);
 }
 
 static void generate_takes_ids(void)
 {
-    REFUSES_ON(2, "standard input:2: expected ids, found an empty line", "5 1\n\n6 1\n", "generate", "--model", MT5, "--ids-in");
+    REFUSES_ON(2, "standard input:2: expected ids, found an empty line", "5 1\n\n6 1\n", "generate", "--model", MT5,
+               "--ids-in");
     REFUSES(2, "expected ids", "generate", "--model", MT5, "--ids-in", "--input", "");
     REFUSES(2, "expected ids from 0 to 399, found 400", "generate", "--model", MT5, "--ids-in", "--input", "5 400");
     REFUSES(2, "expected ids from 0 to 399, found -1", "generate", "--model", MT5, "--ids-in", "--input", "-1");
@@ -713,7 +758,8 @@ static void greedy_is_arg_max(void)
     RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 77 200 1", "--beams", "1", "--max-length", "6");
     for (char *end; n < LENGTH && *at != '\n'; at = end) labels[n++] = strtol(at, &end, 10);
     CHECK(n == LENGTH && *at == '\n', "%s", ran.out);
-    write_batch((BatchFile){.rows = 1, .inputs = 4, .labels = n, .input_ids = inputs, .label_ids = labels, .dtype = DTYPE_I32});
+    write_batch(
+        (BatchFile){.rows = 1, .inputs = 4, .labels = n, .input_ids = inputs, .label_ids = labels, .dtype = DTYPE_I32});
     RUN("dump", "--model", MT5, "--batch", BATCH, "--out", DUMPED);
     logits = dumped("logits", n * VOCAB);
     for (size_t t = 0; t < n; t++) {
@@ -727,7 +773,7 @@ static void greedy_is_arg_max(void)
 
 /* Runs the blank model and compares the scores of its outputs; fp32 sums over the vocabulary allow 1e-4. */
 #define BLANK_SCORES(n, expected, ...)                                                                                 \
-    (RUN("generate", "--model", BLANK, "--ids-in", "--ids", "--scores", "--input", "5", "--max-length", "5",             \
+    (RUN("generate", "--model", BLANK, "--ids-in", "--ids", "--scores", "--input", "5", "--max-length", "5",           \
          __VA_ARGS__),                                                                                                 \
      check_scores(__LINE__, n, expected))
 
@@ -766,34 +812,40 @@ static void scores_and_hidden_ids(void)
 static void samples_repeat(void)
 {
     char first[256];
-    RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 1", "--sample", "--seed", "3", "--max-length", "9");
+    RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 1", "--sample", "--seed", "3", "--max-length",
+        "9");
     snprintf(first, sizeof first, "%.255s", ran.out);
-    RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 1", "--sample", "--seed", "3", "--max-length", "9");
+    RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 1", "--sample", "--seed", "3", "--max-length",
+        "9");
     CHECK(strcmp(first, ran.out) == 0, "%s%s", first, ran.out);
-    RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 1", "--sample", "--seed", "4", "--max-length", "9");
+    RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 1", "--sample", "--seed", "4", "--max-length",
+        "9");
     CHECK(strcmp(first, ran.out) != 0, "%s", first);
     RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 1", "--beams", "1", "--max-length", "9");
     snprintf(first, sizeof first, "%.255s", ran.out);
-    RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 1", "--sample", "--top-k", "1", "--max-length", "9");
+    RUN("generate", "--model", MT5, "--ids-in", "--ids", "--input", "5 1", "--sample", "--top-k", "1", "--max-length",
+        "9");
     CHECK(strcmp(first, ran.out) == 0, "%s%s", first, ran.out); /* the one most probable: greedy */
 }
 
 static void prompts_are_read(void)
 {
-    const PromptInfo info = {.base_model = "m", .num_layers = 1, .num_attention_heads = 3, .token_dim = WIDTH, .init = "RANDOM"};
+    const PromptInfo info = {
+        .base_model = "m", .num_layers = 1, .num_attention_heads = 3, .token_dim = WIDTH, .init = "RANDOM"};
     const char *const forms[] = {SCRATCH "/adapter", SCRATCH "/prompt"}; /* T5X's NumPy files have no suffix */
     float rows[3 * (WIDTH + 1)];
     char plain[256], prompted[2][256];
     for (size_t i = 0; i < 3 * (WIDTH + 1); i++) rows[i] = 3 * sinf((float)i);
-    CHECK(prompt_file_write(forms[0], rows, 3, &info, &error) == 0 && npy_write(forms[1], rows, 3, WIDTH, &error) == 0, "%s",
-          error.text);
+    CHECK(prompt_file_write(forms[0], rows, 3, &info, &error) == 0 && npy_write(forms[1], rows, 3, WIDTH, &error) == 0,
+          "%s", error.text);
     RUN("generate", "--model", MT5, "--input", "the fox", "--scores", "--max-length", "4");
     snprintf(plain, sizeof plain, "%.255s", ran.out);
     for (size_t i = 0; i < 2; i++) {
         RUN("generate", "--model", MT5, "--input", "the fox", "--scores", "--max-length", "4", "--prompt", forms[i]);
         snprintf(prompted[i], sizeof prompted[i], "%.255s", ran.out);
     }
-    CHECK(strcmp(prompted[0], prompted[1]) == 0 && strcmp(plain, prompted[0]) != 0, "%s%s%s", plain, prompted[0], prompted[1]);
+    CHECK(strcmp(prompted[0], prompted[1]) == 0 && strcmp(plain, prompted[0]) != 0, "%s%s%s", plain, prompted[0],
+          prompted[1]);
     CHECK(npy_write(SCRATCH "/wide", rows, 3, WIDTH + 1, &error) == 0, "%s", error.text);
     REFUSES(2, "/wide: width of the prompt (expected d_model 16, found 17)", "generate", "--model", MT5, "--prompt",
             SCRATCH "/wide", "--input", "x");
@@ -815,7 +867,7 @@ static void prompts_are_read(void)
 static void score_knows_its_metrics(void)
 {
     static const char *const names[] = {"accuracy", "trivia-em", "trivia-f1", "squad-em", "squad-f1", "bleu",
-                                        "bleu-13a", "rouge1", "rouge2", "rougeL", "rougeLsum"};
+                                        "bleu-13a", "rouge1",    "rouge2",    "rougeL",   "rougeLsum"};
     char expected[64];
     write_text(PREDICTIONS, "the quick brown fox jumps\na lazy dog sleeps today\n");
     write_text(REFERENCES, "the quick brown fox jumps\na lazy dog sleeps today"); /* the last line may lack its end */
@@ -831,10 +883,13 @@ static void score_knows_its_metrics(void)
         bool bleu = strncmp(names[i], "bleu", 4) == 0, rouge = strncmp(names[i], "rouge", 5) == 0;
         CHECK(strcmp(cJSON_GetStringValue(cJSON_GetObjectItem(json, "metric")), names[i]) == 0, "%s", ran.out);
         CHECK(fabs(json_number(json, "score") - 100) < 1e-9 && json_number(json, "n") == 2, "%s", ran.out);
-        CHECK(!bleu || (cJSON_GetArraySize(cJSON_GetObjectItem(json, "precisions")) == 4 && json_number(json, "bp") == 1 &&
-                        json_number(json, "sys_len") == 10 && json_number(json, "ref_len") == 10), "%s", ran.out);
+        CHECK(!bleu ||
+                  (cJSON_GetArraySize(cJSON_GetObjectItem(json, "precisions")) == 4 && json_number(json, "bp") == 1 &&
+                   json_number(json, "sys_len") == 10 && json_number(json, "ref_len") == 10),
+              "%s", ran.out);
         CHECK(!rouge || (json_number(json, "precision") == 100 && json_number(json, "recall") == 100 &&
-                         json_number(json, "fmeasure") == 100), "%s", ran.out);
+                         json_number(json, "fmeasure") == 100),
+              "%s", ran.out);
         cJSON_Delete(json);
     }
     write_text(REFERENCES, "the quick brown fox jumps\nanother\n");
@@ -846,8 +901,9 @@ static void score_knows_its_metrics(void)
 
 static void score_checks_its_files(void)
 {
-    static const char *const wrong[][2] = {{"[]", "list of one or more"}, {"\"a\"", "list of one or more"}, {"", "list of one or more"},
-                                           {"[\"a\", 3]", "texts in the list"}, {"[\"a\"] b", "list of one or more"}, {"[\"a\"", "list of one or more"}};
+    static const char *const wrong[][2] = {{"[]", "list of one or more"},        {"\"a\"", "list of one or more"},
+                                           {"", "list of one or more"},          {"[\"a\", 3]", "texts in the list"},
+                                           {"[\"a\"] b", "list of one or more"}, {"[\"a\"", "list of one or more"}};
     char lines[100];
     write_text(PREDICTIONS, "a\nb\n");
     write_text(REFERENCES, "a\n");
@@ -880,7 +936,8 @@ static void check_tensors(const char *prefix)
         char name[200];
         snprintf(name, sizeof name, "%s/%s", prefix, t->name);
         found = checkpoint_find(out, name);
-        CHECK(found && found->n_dims == t->n_dims && memcmp(found->shape, t->shape, t->n_dims * sizeof *t->shape) == 0, "%s", name);
+        CHECK(found && found->n_dims == t->n_dims && memcmp(found->shape, t->shape, t->n_dims * sizeof *t->shape) == 0,
+              "%s", name);
     }
     checkpoint_close(out);
     checkpoint_close(model);
@@ -924,7 +981,8 @@ static void dump_writes(void)
         CHECK(all_zero(logits, 2 * VOCAB, 3 * VOCAB) && !all_zero(logits, 5 * VOCAB, 6 * VOCAB), "zero at padding");
         CHECK(all_zero(encoded, (2 * source - 2) * WIDTH, 2 * source * WIDTH), "zero at padding");
         CHECK(!all_zero(encoded, (2 * source - 3) * WIDTH, (2 * source - 2) * WIDTH));
-        CHECK(fabs(dumped_loss() - loss_of(logits, 1e-4)) < 1e-3, "%g %g", dumped_loss(), loss_of(logits, 1e-4)); /* fp32 */
+        CHECK(fabs(dumped_loss() - loss_of(logits, 1e-4)) < 1e-3, "%g %g", dumped_loss(),
+              loss_of(logits, 1e-4)); /* fp32 */
         RUN(DUMP, "--z-loss", "0");
         CHECK(fabs(dumped_loss() - loss_of(logits, 0)) < 1e-3, "%g %g", dumped_loss(), loss_of(logits, 0));
         free(logits), free(encoded);
@@ -961,10 +1019,25 @@ static void dump_takes_its_options(void)
     REFUSES(1, "is not a number", DUMP, "--steps", "5", "--lr", "1e6"); /* a NaN is never written */
     REFUSES(1, "is not a number", DUMP, "--steps", "2", "--lr", "1e6");
     REFUSES(2, "--train prompt: expected a prompt", DUMP, "--steps", "1", "--train", "prompt");
-    static const char *const outside[][2] = {{"label-smoothing", "1"}, {"label-smoothing", "-0.1"}, {"z-loss", "-1"},
-        {"z-loss", "nan"}, {"loss-normalizing-factor", "0"}, {"loss-normalizing-factor", "-2"}, {"loss-normalizing-factor", "x"},
-        {"loss-normalizing-factor", "inf"}, {"lr", "-1"}, {"lr", "inf"}, {"steps", "-1"}, {"steps", "0.5"}, {"train", "all"},
-        {"optimizer-step", "-1"}, {"scale-by-parameter", "yes"}, {"weight-decay", "-1"}, {"decay-rate", "0"}, {"clip", "-1"}, {"clip", "nan"}};
+    static const char *const outside[][2] = {{"label-smoothing", "1"},
+                                             {"label-smoothing", "-0.1"},
+                                             {"z-loss", "-1"},
+                                             {"z-loss", "nan"},
+                                             {"loss-normalizing-factor", "0"},
+                                             {"loss-normalizing-factor", "-2"},
+                                             {"loss-normalizing-factor", "x"},
+                                             {"loss-normalizing-factor", "inf"},
+                                             {"lr", "-1"},
+                                             {"lr", "inf"},
+                                             {"steps", "-1"},
+                                             {"steps", "0.5"},
+                                             {"train", "all"},
+                                             {"optimizer-step", "-1"},
+                                             {"scale-by-parameter", "yes"},
+                                             {"weight-decay", "-1"},
+                                             {"decay-rate", "0"},
+                                             {"clip", "-1"},
+                                             {"clip", "nan"}};
     for (size_t i = 0; i < sizeof outside / sizeof *outside; i++) {
         char option[64];
         snprintf(option, sizeof option, "--%s", outside[i][0]);
@@ -986,8 +1059,9 @@ static void dump_checks_its_batch(void)
     static const int64_t padding[8] = {5, 6, 7, 1}, inside[8] = {5, 0, 7, 1, 5, 1}, negative[8] = {5, -100, 1, 0, 5, 1},
                          large[8] = {5, 400, 1, 0, 5, 1}, huge[8] = {5, ((int64_t)1 << 32) + 5, 1, 0, 5, 1};
     static const int64_t *const wrong[] = {padding, inside, negative, large, huge};
-    static const char *const said[] = {"row 1 (expected ids, found only padding)", "row 0, column 1 (expected an id from 1 to 399, found 0)",
-                                       "found -100", "found 400", "found 4294967301"};
+    static const char *const said[] = {"row 1 (expected ids, found only padding)",
+                                       "row 0, column 1 (expected an id from 1 to 399, found 0)", "found -100",
+                                       "found 400", "found 4294967301"};
     BatchFile batch;
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         batch = usual_batch(false), batch.input_ids = wrong[i];
@@ -1026,19 +1100,30 @@ static void dump_checks_its_batch(void)
 /* ------------------------------------------------------------------------------------------------ train, eval, pretrain */
 
 #define RUN_DIR SCRATCH "/run"
-#define TASK "--task-file", SCRATCH "/own.json", "--task", "own.train=" SCRATCH "/rows.jsonl", "--task", "own.dev=" SCRATCH "/rows.jsonl"
-#define TRAIN "train", "--model", MT5, TASK, "--prompt-length", "3", "--prompt-steps", "1", "--steps", "1", "--batch", "2", "--quiet"
+#define TASK                                                                                                           \
+    "--task-file", SCRATCH "/own.json", "--task", "own.train=" SCRATCH "/rows.jsonl", "--task",                        \
+        "own.dev=" SCRATCH "/rows.jsonl"
+#define TRAIN                                                                                                          \
+    "train", "--model", MT5, TASK, "--prompt-length", "3", "--prompt-steps", "1", "--steps", "1", "--batch", "2",      \
+        "--quiet"
 
 static void write_task(void)
 {
-    write_text(SCRATCH "/own.json", "{\"name\": \"own\", \"template\": \"Q: {q} A:\", \"target\": \"{a}\", \"metric\": \"accuracy\"}");
+    write_text(SCRATCH "/own.json",
+               "{\"name\": \"own\", \"template\": \"Q: {q} A:\", \"target\": \"{a}\", \"metric\": \"accuracy\"}");
     write_text(SCRATCH "/rows.jsonl", "{\"q\": \"the fox\", \"a\": \"dog\"}\n{\"q\": \"the dog\", \"a\": \"fox\"}\n");
 }
 
 static void train_leaves_a_run(void)
 {
-    static const char *const files[] = {"run.json", "log.jsonl", "DONE", "model/config.json", "model/model.safetensors",
-                                        "model/spiece.model", "prompt/own/adapter_config.json", "prompt/own/adapter_model.safetensors"};
+    static const char *const files[] = {"run.json",
+                                        "log.jsonl",
+                                        "DONE",
+                                        "model/config.json",
+                                        "model/model.safetensors",
+                                        "model/spiece.model",
+                                        "prompt/own/adapter_config.json",
+                                        "prompt/own/adapter_model.safetensors"};
     char config[2048];
     write_task();
     RUN(TRAIN, "--out", RUN_DIR, "--json");
@@ -1055,16 +1140,24 @@ static void train_leaves_a_run(void)
     REFUSES(2, RUN_DIR ": exists already", TRAIN, "--out", RUN_DIR);
     RUN(TRAIN, "--out", RUN_DIR, "--resume"); /* nothing is left to do */
     RUN("info", "--model", RUN_DIR "/model");
+    CHECK(directory_create(SCRATCH "/damaged", &error) == 0, "%s", error.text);
+    write_text(SCRATCH "/damaged/run.json", "{\"settings\": {\"model\": \"" MT5 "\"}}");
+    REFUSES(1, "damaged/run.json: method is missing", "train", "--out", SCRATCH "/damaged", "--resume");
+    write_text(SCRATCH "/damaged/run.json", "{\"settings\"");
+    REFUSES(1, "damaged/run.json: not the settings of a run", "train", "--out", SCRATCH "/damaged", "--resume");
     RUN(TRAIN, "--show", "1");
     cJSON *json = printed_json();
     CHECK(cJSON_IsString(cJSON_GetObjectItem(json, "input")) && cJSON_IsArray(cJSON_GetObjectItem(json, "targets")) &&
-              cJSON_IsArray(cJSON_GetObjectItem(json, "input_ids")), "%s", ran.out);
+              cJSON_IsArray(cJSON_GetObjectItem(json, "input_ids")),
+          "%s", ran.out);
     cJSON_Delete(json);
-    REFUSES(2, "--method: expected promot|finetune|prompt|joint|random-prompt", TRAIN, "--out", SCRATCH "/none", "--method", "sgd");
+    REFUSES(2, "--method: expected promot|finetune|prompt|joint|random-prompt", TRAIN, "--out", SCRATCH "/none",
+            "--method", "sgd");
     REFUSES(2, "--prompt-init", TRAIN, "--out", SCRATCH "/none", "--prompt-init", "zeros");
     REFUSES(2, "own: no such task", "train", "--model", MT5, "--task", "own=x", "--out", SCRATCH "/none");
     REFUSES(2, "expected NAME=PATH", "train", "--model", MT5, "--task", "rte", "--out", SCRATCH "/none");
-    REFUSES(2, SCRATCH "/absent", "train", "--model", MT5, "--task", "rte=" SCRATCH "/absent", "--out", SCRATCH "/none");
+    REFUSES(2, SCRATCH "/absent", "train", "--model", MT5, "--task", "rte=" SCRATCH "/absent", "--out",
+            SCRATCH "/none");
     CHECK(!path_exists(SCRATCH "/none"), "a run that was refused leaves nothing");
 }
 
@@ -1074,11 +1167,13 @@ static void eval_scores(void)
     const cJSON *task, *line;
     cJSON *json;
     write_task();
-    RUN("eval", "--model", MT5, TASK, "--shots", "0,1", "--out", SCRATCH "/eval", "--json", "--quiet", "--max-length", "3");
+    RUN("eval", "--model", MT5, TASK, "--shots", "0,1", "--out", SCRATCH "/eval", "--json", "--quiet", "--max-length",
+        "3");
     json = printed_json();
     task = cJSON_GetObjectItem(cJSON_GetObjectItem(json, "tasks"), "own");
     CHECK(json_number(task, "n") == 2 && json_number(cJSON_GetObjectItem(task, "scores"), "0") >= 0 &&
-              json_number(cJSON_GetObjectItem(task, "scores"), "1") >= 0 && json_number(cJSON_GetObjectItem(json, "norm_avg"), "1") >= 0,
+              json_number(cJSON_GetObjectItem(task, "scores"), "1") >= 0 &&
+              json_number(cJSON_GetObjectItem(json, "norm_avg"), "1") >= 0,
           "%s", ran.out);
     read_all(SCRATCH "/eval/results.json", text, 1 << 16);
     cJSON *written = cJSON_Parse(text);
@@ -1106,10 +1201,12 @@ static void eval_scores(void)
 static void pretrain_begins(void)
 {
     write_text(SCRATCH "/new.json", mt5_config);
-    RUN("pretrain", "--config", SCRATCH "/new.json", "--tokenizer", VOCABULARY "/spiece.model", "--text", SCRATCH "/text.txt", "--out",
-        SCRATCH "/pretrained", "--steps", "1", "--batch", "2", "--input-length", "24", "--quiet");
+    RUN("pretrain", "--config", SCRATCH "/new.json", "--tokenizer", VOCABULARY "/spiece.model", "--text",
+        SCRATCH "/text.txt", "--out", SCRATCH "/pretrained", "--steps", "1", "--batch", "2", "--input-length", "24",
+        "--quiet");
     RUN("info", "--model", SCRATCH "/pretrained/model");
-    REFUSES(2, "one of --model DIR and --config FILE", "pretrain", "--text", SCRATCH "/text.txt", "--out", SCRATCH "/none");
+    REFUSES(2, "one of --model DIR and --config FILE", "pretrain", "--text", SCRATCH "/text.txt", "--out",
+            SCRATCH "/none");
     REFUSES(2, "one of --tokenizer FILE and --train-vocab N", "pretrain", "--config", SCRATCH "/new.json", "--text",
             SCRATCH "/text.txt", "--out", SCRATCH "/none");
 }

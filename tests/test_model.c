@@ -34,15 +34,19 @@ typedef struct {
 } Shape;
 
 /* Below 128 on a side Adafactor is not factored, and the embedding's gradient is dense. */
-static const Shape SMALL = {"small", "{\"model_type\": \"mt5\", \"vocab_size\": 53, \"d_model\": 12, \"d_kv\": 5, \"d_ff\": 19, "
-                                     "\"num_heads\": 3, \"num_layers\": 2, \"relative_attention_num_buckets\": 8, "
-                                     "\"relative_attention_max_distance\": 12}"};
-static const Shape SMALL_TIED = {"small-tied", "{\"model_type\": \"t5\", \"vocab_size\": 47, \"d_model\": 10, \"d_kv\": 3, \"d_ff\": 21, "
-                                               "\"num_heads\": 2, \"num_layers\": 2, \"num_decoder_layers\": 1}"};
-static const Shape LARGE = {"large", "{\"model_type\": \"mt5\", \"vocab_size\": 300, \"d_model\": 131, \"d_kv\": 26, \"d_ff\": 137, "
-                                     "\"num_heads\": 5, \"num_layers\": 1}"};
-static const Shape LARGE_TIED = {"large-tied", "{\"model_type\": \"t5\", \"vocab_size\": 150, \"d_model\": 129, \"d_kv\": 43, \"d_ff\": 128, "
-                                               "\"num_heads\": 3, \"num_layers\": 1, \"feed_forward_proj\": \"relu\"}"};
+static const Shape SMALL = {"small",
+                            "{\"model_type\": \"mt5\", \"vocab_size\": 53, \"d_model\": 12, \"d_kv\": 5, \"d_ff\": 19, "
+                            "\"num_heads\": 3, \"num_layers\": 2, \"relative_attention_num_buckets\": 8, "
+                            "\"relative_attention_max_distance\": 12}"};
+static const Shape SMALL_TIED = {
+    "small-tied", "{\"model_type\": \"t5\", \"vocab_size\": 47, \"d_model\": 10, \"d_kv\": 3, \"d_ff\": 21, "
+                  "\"num_heads\": 2, \"num_layers\": 2, \"num_decoder_layers\": 1}"};
+static const Shape LARGE = {
+    "large", "{\"model_type\": \"mt5\", \"vocab_size\": 300, \"d_model\": 131, \"d_kv\": 26, \"d_ff\": 137, "
+             "\"num_heads\": 5, \"num_layers\": 1}"};
+static const Shape LARGE_TIED = {
+    "large-tied", "{\"model_type\": \"t5\", \"vocab_size\": 150, \"d_model\": 129, \"d_kv\": 43, \"d_ff\": 128, "
+                  "\"num_heads\": 3, \"num_layers\": 1, \"feed_forward_proj\": \"relu\"}"};
 
 enum { EXAMPLES = 5, LONGEST = 11, PROMPTS = 2, PROMPT_LENGTH = 3 };
 
@@ -63,8 +67,12 @@ static void world_draw_examples(World *w, uint64_t seed)
         for (int side = 0; side < 2; side++)
             for (size_t i = 0; i < LONGEST; i++)
                 w->ids[b][side][i] = (int32_t)(random_uniform(seed, (b * 2 + (size_t)side) * LONGEST + i) * vocabulary);
-        w->examples[b] = (TokenExample){.input = w->ids[b][0], .target = w->ids[b][1], .input_length = lengths[b][0],
-                                        .target_length = lengths[b][1], .prompt = (int)(b % 3) - 1, .number = b};
+        w->examples[b] = (TokenExample){.input = w->ids[b][0],
+                                        .target = w->ids[b][1],
+                                        .input_length = lengths[b][0],
+                                        .target_length = lengths[b][1],
+                                        .prompt = (int)(b % 3) - 1,
+                                        .number = b};
     }
 }
 
@@ -108,7 +116,8 @@ static void all_gradients_open(AllGradients *all, const World *w, bool model)
 {
     Error error = {0};
     GradientPlan plan = {.model = model, .prompts = true, .keep = true, .n_touched = w->model->config.vocab_size};
-    CHECK(gradients_create(&all->grads, &all->memory, w->model, &plan, PROMPTS * PROMPT_LENGTH, &error) == 0, "%s", error.text);
+    CHECK(gradients_create(&all->grads, &all->memory, w->model, &plan, PROMPTS * PROMPT_LENGTH, &error) == 0, "%s",
+          error.text);
     all->n_model = w->model->n_weights;
     all->n_prompts = PROMPTS * PROMPT_LENGTH * w->model->config.d_model;
 }
@@ -124,7 +133,8 @@ static double loss_of(World *w, Pass *pass, Batch *batch, const TokenExample *ex
 {
     Error error = {0};
     double sum = 0;
-    CHECK(batch_build(batch, w->model, examples, count, PROMPT_LENGTH, PROMPTS, first, NULL, 0, &error) == 0, "%s", error.text);
+    CHECK(batch_build(batch, w->model, examples, count, PROMPT_LENGTH, PROMPTS, first, NULL, 0, &error) == 0, "%s",
+          error.text);
     CHECK(pass_prepare(pass, w->model, &w->prompts, batch, PASS_TRAIN, &error) == 0, "%s", error.text);
     t5_loss(pass, loss, grads);
     for (size_t i = 0; i < batch->target.rows; i++) sum += pass->loss[i];
@@ -161,15 +171,19 @@ static void check_packed(const Shape *shape, bool shared)
         alone.grads.accumulate = b > 0;
         loss_alone += loss_of(&w, &pass, &batch, &w.examples[b], 1, b, &loss, &alone.grads);
     }
-    CHECK(fabs(loss_together - loss_alone) <= ROUNDING * fabs(loss_alone), "%s: %.9g and %.9g", shape->name, loss_together, loss_alone);
+    CHECK(fabs(loss_together - loss_alone) <= ROUNDING * fabs(loss_alone), "%s: %.9g and %.9g", shape->name,
+          loss_together, loss_alone);
     for (size_t t = 0; t < w.model->n_tensors; t++) {
         const Tensor *tensor = &w.model->tensors[t];
-        error = distance(gradient_of(&together, w.model, tensor), gradient_of(&alone, w.model, tensor), tensor->rows * tensor->columns, &norm);
+        error = distance(gradient_of(&together, w.model, tensor), gradient_of(&alone, w.model, tensor),
+                         tensor->rows * tensor->columns, &norm);
         CHECK(norm > 0, "%s: %s has no gradient", shape->name, tensor->name);
-        CHECK(error <= ROUNDING * norm, "%s: gradient of %s differs by %g of %g", shape->name, tensor->name, error, norm);
+        CHECK(error <= ROUNDING * norm, "%s: gradient of %s differs by %g of %g", shape->name, tensor->name, error,
+              norm);
     }
     error = distance(together.grads.prompts, alone.grads.prompts, together.n_prompts, &norm);
-    CHECK(norm > 0 && error <= ROUNDING * norm, "%s: gradient of the prompts differs by %g of %g", shape->name, error, norm);
+    CHECK(norm > 0 && error <= ROUNDING * norm, "%s: gradient of the prompts differs by %g of %g", shape->name, error,
+          norm);
     device_free(together.memory);
     device_free(alone.memory);
     pass_free(&pass);
@@ -193,8 +207,15 @@ static void test_packed_sequences(void)
 static Stage stage_of(bool model, bool prompts)
 {
     AdafactorSettings settings = {.learning_rate = 0.03, .decay_rate = 0.8, .clip = 1, .scale_by_parameter = true};
-    Stage stage = {.name = "test", .trains_model = model, .trains_prompts = prompts, .uses_prompts = true, .steps = 10, .checkpoint_every = 10,
-                   .model = settings, .prompt = settings, .dropout = 0.25f,
+    Stage stage = {.name = "test",
+                   .trains_model = model,
+                   .trains_prompts = prompts,
+                   .uses_prompts = true,
+                   .steps = 10,
+                   .checkpoint_every = 10,
+                   .model = settings,
+                   .prompt = settings,
+                   .dropout = 0.25f,
                    .loss = {.label_smoothing = 0.1f, .z_loss = 1e-4f, .scale = 1}};
     stage.prompt.scale_by_parameter = false;
     return stage;
@@ -207,15 +228,17 @@ static void train(World *w, Trainer *trainer, const Stage *stage, size_t micro, 
     StepResult result;
     for (int64_t s = 0; s < steps; s++) {
         world_draw_examples(w, 31 + (uint64_t)s);
-        CHECK(train_step(trainer, w->model, &w->prompts, stage, w->examples, EXAMPLES, micro, s, random_fold(3, (uint64_t)s), shared,
-                         &result, &error) == 0, "%s", error.text);
+        CHECK(train_step(trainer, w->model, &w->prompts, stage, w->examples, EXAMPLES, micro, s,
+                         random_fold(3, (uint64_t)s), shared, &result, &error) == 0,
+              "%s", error.text);
     }
 }
 
 static void trainer_open(Trainer *trainer, const World *w, const Stage *stage, bool keep)
 {
     Error error = {0};
-    CHECK(trainer_create(trainer, w->model, &w->prompts, stage, EXAMPLES * 2 * LONGEST, keep, &error) == 0, "%s", error.text);
+    CHECK(trainer_create(trainer, w->model, &w->prompts, stage, EXAMPLES * 2 * LONGEST, keep, &error) == 0, "%s",
+          error.text);
 }
 
 static bool same_bits(const void *a, const void *b, size_t n)
@@ -272,7 +295,8 @@ static void test_micro_batches(void)
                 error = apart(parts.model->weights, whole.model->weights, start, whole.model->n_weights);
                 CHECK(error <= MOVEMENT, "%s, micro-batches of %zu: %g of the movement", shapes[i]->name, micro, error);
                 error = apart(parts.prompts.rows, whole.prompts.rows, prompts, n_prompts);
-                CHECK(error <= MOVEMENT, "%s, micro-batches of %zu: prompts, %g of the movement", shapes[i]->name, micro, error);
+                CHECK(error <= MOVEMENT, "%s, micro-batches of %zu: prompts, %g of the movement", shapes[i]->name,
+                      micro, error);
                 trainer_free(&trainer);
                 world_close(&parts);
             }
@@ -297,11 +321,14 @@ static void test_fused_update(void)
             CHECK(fused_trainer.grads.finished && !kept_trainer.grads.finished, "the two ways are one");
             train(&fused, &fused_trainer, &stage, EXAMPLES, 3, true);
             train(&kept, &kept_trainer, &stage, EXAMPLES, 3, true);
-            CHECK(same_bits(fused.model->weights, kept.model->weights, kept.model->n_weights), "%s: weights differ", shapes[i]->name);
-            CHECK(same_bits(fused.prompts.rows, kept.prompts.rows, PROMPTS * PROMPT_LENGTH * kept.model->config.d_model),
-                  "%s: prompts differ", shapes[i]->name);
+            CHECK(same_bits(fused.model->weights, kept.model->weights, kept.model->n_weights), "%s: weights differ",
+                  shapes[i]->name);
+            CHECK(
+                same_bits(fused.prompts.rows, kept.prompts.rows, PROMPTS * PROMPT_LENGTH * kept.model->config.d_model),
+                "%s: prompts differ", shapes[i]->name);
             CHECK(fused_trainer.adafactor.size == kept_trainer.adafactor.size &&
-                      same_bits(fused_trainer.adafactor.memory, kept_trainer.adafactor.memory, kept_trainer.adafactor.size),
+                      same_bits(fused_trainer.adafactor.memory, kept_trainer.adafactor.memory,
+                                kept_trainer.adafactor.size),
                   "%s: moments differ", shapes[i]->name);
             trainer_free(&fused_trainer);
             trainer_free(&kept_trainer);
@@ -316,10 +343,12 @@ static void trainer_open_dense(Trainer *trainer, const World *w, const Stage *st
     Error error = {0};
     GradientPlan plan = {.model = true, .n_touched = w->model->config.vocab_size};
     memset(trainer, 0, sizeof *trainer);
-    CHECK(adafactor_create(&trainer->adafactor, w->model, &w->prompts, &stage->model, NULL, &error) == 0, "%s", error.text);
+    CHECK(adafactor_create(&trainer->adafactor, w->model, &w->prompts, &stage->model, NULL, &error) == 0, "%s",
+          error.text);
     device_free(trainer->adafactor.row_squares);
     trainer->adafactor.row_squares = NULL;
-    CHECK(gradients_create(&trainer->grads, &trainer->gradient_memory, w->model, &plan, 0, &error) == 0, "%s", error.text);
+    CHECK(gradients_create(&trainer->grads, &trainer->gradient_memory, w->model, &plan, 0, &error) == 0, "%s",
+          error.text);
     trainer->grads.finished = adafactor_update_tensor;
     trainer->grads.context = &trainer->adafactor;
 }
@@ -404,7 +433,8 @@ static void test_prompt_tuning(void)
         all_gradients_open(&only_prompts, &w, false);
         loss_of(&w, &pass, &batch, w.examples, EXAMPLES, 0, &loss, &full.grads);
         loss_of(&w, &pass, &batch, w.examples, EXAMPLES, 0, &loss, &only_prompts.grads);
-        CHECK(same_bits(full.grads.prompts, only_prompts.grads.prompts, full.n_prompts), "%s: gradients differ", shapes[i]->name);
+        CHECK(same_bits(full.grads.prompts, only_prompts.grads.prompts, full.n_prompts), "%s: gradients differ",
+              shapes[i]->name);
         start = copy_of_weights(w.model);
         first = w.prompts.rows[0];
         for (size_t micro = 2; micro <= EXAMPLES; micro += EXAMPLES - 2) {
@@ -441,7 +471,8 @@ static void test_threads(void)
                 train(&more, &trainer, &stage, EXAMPLES, 2, shared);
                 trainer_free(&trainer);
                 CHECK(same_bits(one.model->weights, more.model->weights, one.model->n_weights) &&
-                          same_bits(one.prompts.rows, more.prompts.rows, PROMPTS * PROMPT_LENGTH * one.model->config.d_model),
+                          same_bits(one.prompts.rows, more.prompts.rows,
+                                    PROMPTS * PROMPT_LENGTH * one.model->config.d_model),
                       "%s: %d threads differ from 1", shapes[i]->name, threads);
                 world_close(&more);
             }
@@ -465,7 +496,8 @@ static double reference_loss(const act_t *logits, size_t V, int32_t target, doub
 
 static void test_loss_settings(void)
 {
-    static const LossSettings settings[] = {{0, 0, 1}, {0.1f, 0, 1}, {0, 1e-2f, 1}, {0.3f, 1e-3f, 1}, {0.1f, 1e-4f, 1.0f / 7}};
+    static const LossSettings settings[] = {
+        {0, 0, 1}, {0.1f, 0, 1}, {0, 1e-2f, 1}, {0.3f, 1e-3f, 1}, {0.1f, 1e-4f, 1.0f / 7}};
     World w;
     Pass pass = {0};
     Batch batch = {0};
@@ -478,10 +510,11 @@ static void test_loss_settings(void)
         CHECK(pass.logits_rows == batch.target.rows, "all logits of so small a batch are there at once");
         for (size_t b = 0; b < EXAMPLES; b++)
             for (size_t t = 0; t < w.examples[b].target_length; t++, row++) {
-                double expected = reference_loss(pass.logits + row * V, V, w.examples[b].target[t], (double)settings[i].label_smoothing,
-                                                 (double)settings[i].z_loss) * (double)settings[i].scale;
-                CHECK(fabs(pass.loss[row] - expected) <= 1e-5 * fabs(expected), "settings %zu, row %zu: %.9g (expected %.9g)", i, row,
-                      (double)pass.loss[row], expected);
+                double expected = reference_loss(pass.logits + row * V, V, w.examples[b].target[t],
+                                                 (double)settings[i].label_smoothing, (double)settings[i].z_loss) *
+                                  (double)settings[i].scale;
+                CHECK(fabs(pass.loss[row] - expected) <= 1e-5 * fabs(expected),
+                      "settings %zu, row %zu: %.9g (expected %.9g)", i, row, (double)pass.loss[row], expected);
             }
     }
     /* Every gradient is proportional to the normalising factor's inverse. */
@@ -489,8 +522,10 @@ static void test_loss_settings(void)
     all_gradients_open(&scaled, &w, true);
     loss_of(&w, &pass, &batch, w.examples, EXAMPLES, 0, &(LossSettings){0.1f, 1e-4f, 1}, &one.grads);
     loss_of(&w, &pass, &batch, w.examples, EXAMPLES, 0, &(LossSettings){0.1f, 1e-4f, 1.0f / 8}, &scaled.grads);
-    for (size_t i = 0; i < w.model->n_weights - w.model->shared->rows * w.model->shared->columns; i++) scaled.grads.kept[i] *= 8;
-    error = distance(scaled.grads.kept, one.grads.kept, w.model->n_weights - w.model->shared->rows * w.model->shared->columns, &norm);
+    for (size_t i = 0; i < w.model->n_weights - w.model->shared->rows * w.model->shared->columns; i++)
+        scaled.grads.kept[i] *= 8;
+    error = distance(scaled.grads.kept, one.grads.kept,
+                     w.model->n_weights - w.model->shared->rows * w.model->shared->columns, &norm);
     CHECK(error <= ROUNDING * norm, "%g of %g", error, norm);
     device_free(one.memory);
     device_free(scaled.memory);
@@ -532,17 +567,18 @@ static void check_slopes(const Shape *shape, bool shared)
         for (size_t k = 0; k < EACH; k++) {
             size_t at = (size_t)(random_uniform(t, k) * (double)n);
             double expected;
-            for (size_t i = 0; i < n && gradient[at] * gradient[at] < 1e-12; i++) at = (at + 1) % n; /* one that says something */
+            for (size_t i = 0; i < n && gradient[at] * gradient[at] < 1e-12; i++)
+                at = (at + 1) % n; /* one that says something */
             expected = slope(&w, &pass, &batch, &loss, tensor->data + at);
             /* 1e-7: h^2 = 4e-10 times third derivatives of some tens; 1e-8: 1e-16 times a loss of 100, over 2e-5, and more */
-            CHECK(fabs(gradient[at] - expected) <= 1e-6 * fabs(expected) + 1e-7, "%s: %s[%zu]: %.12g (expected %.12g)", shape->name,
-                  tensor->name, at, gradient[at], expected);
+            CHECK(fabs(gradient[at] - expected) <= 1e-6 * fabs(expected) + 1e-7, "%s: %s[%zu]: %.12g (expected %.12g)",
+                  shape->name, tensor->name, at, gradient[at], expected);
         }
     }
     for (size_t k = 0; k < all.n_prompts; k += 5) {
         double expected = slope(&w, &pass, &batch, &loss, w.prompts.rows + k);
-        CHECK(fabs(all.grads.prompts[k] - expected) <= 1e-6 * fabs(expected) + 1e-7, "%s: prompts[%zu]: %.12g (expected %.12g)",
-              shape->name, k, all.grads.prompts[k], expected);
+        CHECK(fabs(all.grads.prompts[k] - expected) <= 1e-6 * fabs(expected) + 1e-7,
+              "%s: prompts[%zu]: %.12g (expected %.12g)", shape->name, k, all.grads.prompts[k], expected);
     }
     device_free(all.memory);
     pass_free(&pass);
@@ -576,9 +612,12 @@ static void test_no_allocation_after_the_first_step(void)
             train(&w, &trainer, &stage, method == 2 ? 2 : EXAMPLES, 1, true);
             after_first = allocations;
             for (int64_t s = 1; s < 4; s++)
-                CHECK(train_step(&trainer, w.model, &w.prompts, &stage, w.examples, EXAMPLES - (size_t)(s % 2), method == 2 ? 2 : EXAMPLES, s,
-                                 random_fold(3, (uint64_t)s), true, &result, &error) == 0, "%s", error.text);
-            CHECK(allocations == after_first, "%s: %zu allocations in later steps", shapes[i]->name, allocations - after_first);
+                CHECK(train_step(&trainer, w.model, &w.prompts, &stage, w.examples, EXAMPLES - (size_t)(s % 2),
+                                 method == 2 ? 2 : EXAMPLES, s, random_fold(3, (uint64_t)s), true, &result,
+                                 &error) == 0,
+                      "%s", error.text);
+            CHECK(allocations == after_first, "%s: %zu allocations in later steps", shapes[i]->name,
+                  allocations - after_first);
             trainer_free(&trainer);
             world_close(&w);
         }
@@ -608,18 +647,28 @@ static void test_memory_is_what_was_foretold(void)
             used = allocated_bytes;
             CHECK(trainer_create(&trainer, w.model, &w.prompts, &stage, ids, keep, &error) == 0, "%s", error.text);
             used = allocated_bytes - used; /* moments and gradients */
-            CHECK(train_step(&trainer, w.model, &w.prompts, &stage, w.examples, EXAMPLES, EXAMPLES, 0, 1, true, &result, &error) == 0, "%s", error.text);
-            CHECK(trainer.batch.source.rows == source && trainer.batch.target.rows == target, "%zu and %zu rows (expected %zu and %zu)",
-                  trainer.batch.source.rows, trainer.batch.target.rows, source, target);
-            CHECK(result.tokens == ids && result.targets == target, "%zu tokens, %zu targets", result.tokens, result.targets);
-            CHECK(trainer.pass.capacity == pass_bytes(c, source, target, PASS_TRAIN), "%zu bytes", trainer.pass.capacity);
-            CHECK((char *)(trainer.pass.dcross_kv + source * 2 * c->num_heads * c->d_kv) <= trainer.pass.memory + trainer.pass.capacity &&
-                      (char *)(trainer.pass.dcross_kv + source * 2 * c->num_heads * c->d_kv) > trainer.pass.memory + trainer.pass.capacity - 64,
+            CHECK(train_step(&trainer, w.model, &w.prompts, &stage, w.examples, EXAMPLES, EXAMPLES, 0, 1, true, &result,
+                             &error) == 0,
+                  "%s", error.text);
+            CHECK(trainer.batch.source.rows == source && trainer.batch.target.rows == target,
+                  "%zu and %zu rows (expected %zu and %zu)", trainer.batch.source.rows, trainer.batch.target.rows,
+                  source, target);
+            CHECK(result.tokens == ids && result.targets == target, "%zu tokens, %zu targets", result.tokens,
+                  result.targets);
+            CHECK(trainer.pass.capacity == pass_bytes(c, source, target, PASS_TRAIN), "%zu bytes",
+                  trainer.pass.capacity);
+            CHECK((char *)(trainer.pass.dcross_kv + source * 2 * c->num_heads * c->d_kv) <=
+                          trainer.pass.memory + trainer.pass.capacity &&
+                      (char *)(trainer.pass.dcross_kv + source * 2 * c->num_heads * c->d_kv) >
+                          trainer.pass.memory + trainer.pass.capacity - 64,
                   "%s: the last buffer does not end where the memory ends", shapes[i]->name);
-            used += trainer.pass.capacity + (w.model->n_weights + PROMPTS * PROMPT_LENGTH * c->d_model) * sizeof(weight_t);
-            foretold = training_bytes(c, w.model->n_weights, PROMPTS * PROMPT_LENGTH, true, true, source, target, ids, keep);
+            used +=
+                trainer.pass.capacity + (w.model->n_weights + PROMPTS * PROMPT_LENGTH * c->d_model) * sizeof(weight_t);
+            foretold =
+                training_bytes(c, w.model->n_weights, PROMPTS * PROMPT_LENGTH, true, true, source, target, ids, keep);
             /* Each of at most five blocks is rounded up to 64 bytes. */
-            CHECK(foretold + 5 * 64 >= used && foretold <= used + used / 8, "%s: %zu bytes foretold, %zu used", shapes[i]->name, foretold, used);
+            CHECK(foretold + 5 * 64 >= used && foretold <= used + used / 8, "%s: %zu bytes foretold, %zu used",
+                  shapes[i]->name, foretold, used);
             trainer_free(&trainer);
             world_close(&w);
         }
@@ -634,22 +683,32 @@ static bool near(double a, double b)
 
 static void test_schedules(void)
 {
-    AdafactorSettings s = {.learning_rate = 0.5, .decay_rate = 0.8, .clip = 2, .weight_decay = 0.25, .scale_by_parameter = true};
+    AdafactorSettings s = {
+        .learning_rate = 0.5, .decay_rate = 0.8, .clip = 2, .weight_decay = 0.25, .scale_by_parameter = true};
     AdafactorStep step;
     CHECK(near(learning_rate_at(&s, 0), 0.5) && near(learning_rate_at(&s, 12345), 0.5), "constant");
     s.schedule = SCHEDULE_WARMUP, s.warmup = 100;
-    CHECK(near(learning_rate_at(&s, 0), 1e-8) && near(learning_rate_at(&s, 30), 0.15) && near(learning_rate_at(&s, 1000), 0.5), "warmup");
+    CHECK(near(learning_rate_at(&s, 0), 1e-8) && near(learning_rate_at(&s, 30), 0.15) &&
+              near(learning_rate_at(&s, 1000), 0.5),
+          "warmup");
     s.schedule = SCHEDULE_RSQRT;
-    CHECK(near(learning_rate_at(&s, 0), 0.05) && near(learning_rate_at(&s, 100), 0.05) && near(learning_rate_at(&s, 400), 0.025), "rsqrt");
+    CHECK(near(learning_rate_at(&s, 0), 0.05) && near(learning_rate_at(&s, 100), 0.05) &&
+              near(learning_rate_at(&s, 400), 0.025),
+          "rsqrt");
     s.first_step = 300;
     CHECK(near(learning_rate_at(&s, 100), 0.025), "the first step counts");
     s.schedule = SCHEDULE_LINEAR, s.total_steps = 10;
-    CHECK(near(learning_rate_at(&s, 0), 0.5) && near(learning_rate_at(&s, 5), 0.25) && near(learning_rate_at(&s, 10), 1e-8), "linear");
+    CHECK(near(learning_rate_at(&s, 0), 0.5) && near(learning_rate_at(&s, 5), 0.25) &&
+              near(learning_rate_at(&s, 10), 1e-8),
+          "linear");
     s.schedule = SCHEDULE_CONSTANT, s.first_step = 0;
     step = adafactor_step(&s, 0);
-    CHECK(near(step.alpha, 1) && near(step.learning_rate, 0.5) && near(step.clip, 2) && near(step.weight_decay, 0.25), "step 0");
+    CHECK(near(step.alpha, 1) && near(step.learning_rate, 0.5) && near(step.clip, 2) && near(step.weight_decay, 0.25),
+          "step 0");
     CHECK(near(step.epsilon1, 1e-30) && near(step.epsilon2, 1e-3) && step.scale_by_parameter, "constants");
-    CHECK(fabs(adafactor_step(&s, 1).alpha - (1 - 0.425651)) < 1e-6 && fabs(adafactor_step(&s, 4).alpha - (1 - 0.724054)) < 1e-6, "beta2");
+    CHECK(fabs(adafactor_step(&s, 1).alpha - (1 - 0.425651)) < 1e-6 &&
+              fabs(adafactor_step(&s, 4).alpha - (1 - 0.724054)) < 1e-6,
+          "beta2");
     s.first_step = 1000000;
     CHECK(fabs(adafactor_step(&s, 0).alpha - 1.585e-5) < 1e-8, "%g", adafactor_step(&s, 0).alpha);
 }
@@ -660,7 +719,9 @@ static void test_what_is_factored(void)
     Error error = {0};
     World w;
     AdafactorSettings settings = {.decay_rate = 0.8};
-    CHECK(is_factored(128, 128, false) && !is_factored(127, 4096, false) && !is_factored(4096, 127, false) && !is_factored(1, 4096, true), "sides");
+    CHECK(is_factored(128, 128, false) && !is_factored(127, 4096, false) && !is_factored(4096, 127, false) &&
+              !is_factored(1, 4096, true),
+          "sides");
     if (!world_open(&w, &LARGE, 1)) return;
     CHECK(adafactor_create(&a, w.model, &w.prompts, &settings, NULL, &error) == 0, "%s", error.text);
     for (size_t t = 0; t < w.model->n_tensors; t++) {
@@ -683,7 +744,8 @@ static void test_relative_position_buckets(void)
 {
     /* Bucket b begins at distance first[b] (T5X, 32 buckets, max distance 128). */
     static const int both[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91};
-    static const int causal[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113};
+    static const int causal[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                 16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113};
     for (int n = 0; n <= 2000; n++) {
         int b = 15, c = 31;
         while (both[b] > n) b--;
@@ -699,24 +761,30 @@ static void check_bucket_rows(const cJSON *rows, bool bidirectional)
 {
     const cJSON *row;
     CHECK(cJSON_GetArraySize(rows) > 100, "%d rows", cJSON_GetArraySize(rows));
-    cJSON_ArrayForEach(row, rows) {
-        int distance_of_row = (int)cJSON_GetNumberValue(cJSON_GetArrayItem(row, 0)), bucket = (int)cJSON_GetNumberValue(cJSON_GetArrayItem(row, 1));
-        CHECK(relative_position_bucket(distance_of_row, bidirectional, 32, 128) == bucket, "distance %d", distance_of_row);
+    cJSON_ArrayForEach(row, rows)
+    {
+        int distance_of_row = (int)cJSON_GetNumberValue(cJSON_GetArrayItem(row, 0)),
+            bucket = (int)cJSON_GetNumberValue(cJSON_GetArrayItem(row, 1));
+        CHECK(relative_position_bucket(distance_of_row, bidirectional, 32, 128) == bucket, "distance %d",
+              distance_of_row);
     }
 }
 
 /* Other sizes: places as a range "-20..20" or as a list; rows of queries and keys are left to the whole model's tests. */
 static void check_other_buckets(const cJSON *other)
 {
-    const cJSON *args = cJSON_GetObjectItem(other, "args"), *places = cJSON_GetObjectItem(other, "relative_position"), *found;
+    const cJSON *args = cJSON_GetObjectItem(other, "args"), *places = cJSON_GetObjectItem(other, "relative_position"),
+                *found;
     int place = 0, i = 0;
     if (!places) return;
     if (cJSON_IsString(places)) CHECK(sscanf(places->valuestring, "%d..", &place) == 1, "a range");
-    cJSON_ArrayForEach(found, cJSON_GetObjectItem(other, "buckets")) {
+    cJSON_ArrayForEach(found, cJSON_GetObjectItem(other, "buckets"))
+    {
         int at = cJSON_IsArray(places) ? cJSON_GetArrayItem(places, i)->valueint : place + i;
         CHECK(relative_position_bucket(at, cJSON_IsTrue(cJSON_GetObjectItem(args, "bidirectional")),
                                        (size_t)cJSON_GetNumberValue(cJSON_GetObjectItem(args, "num_buckets")),
-                                       (size_t)cJSON_GetNumberValue(cJSON_GetObjectItem(args, "max_distance"))) == found->valueint,
+                                       (size_t)cJSON_GetNumberValue(cJSON_GetObjectItem(args, "max_distance"))) ==
+                  found->valueint,
               "distance %d", at);
         i++;
     }
@@ -746,13 +814,17 @@ static void test_relative_position_vectors(void)
 
 /* ------------------------------------------------------------------------------------------------------------- prompts */
 
-static const char *vocabulary(void) /* a vocabulary of 256 bytes, 100 sentinels and a few pieces; NULL: it cannot be made */
+static const char *
+vocabulary(void) /* a vocabulary of 256 bytes, 100 sentinels and a few pieces; NULL: it cannot be made */
 {
     static const char path[] = SCRATCH "/spiece.model";
     Error error = {0};
     if (path_exists(path)) return path;
-    if (directory_create(SCRATCH, &error) || file_write_text(SCRATCH "/text.txt", "the red cat sat on the mat\na blue dog ran to the red house\n"
-                                                             "the cat and the dog sat\nwho ran to the house\n", &error) ||
+    if (directory_create(SCRATCH, &error) ||
+        file_write_text(SCRATCH "/text.txt",
+                        "the red cat sat on the mat\na blue dog ran to the red house\n"
+                        "the cat and the dog sat\nwho ran to the house\n",
+                        &error) ||
         tokenizer_train(SCRATCH "/text.txt", path, 380, &error)) {
         CHECK(false, "%s", error.text);
         return NULL;
@@ -776,7 +848,8 @@ static void test_prompt_initialisers(void)
     Error error = {0};
     Prompts long_prompts, text_prompts;
     Tokenizer *tokenizer = vocabulary() ? tokenizer_open(vocabulary(), &error) : NULL;
-    Shape wide = {"wide", "{\"model_type\": \"mt5\", \"vocab_size\": 420, \"d_model\": 8, \"d_kv\": 2, \"d_ff\": 8, \"num_heads\": 2, \"num_layers\": 1}"};
+    Shape wide = {"wide", "{\"model_type\": \"mt5\", \"vocab_size\": 420, \"d_model\": 8, \"d_kv\": 2, \"d_ff\": 8, "
+                          "\"num_heads\": 2, \"num_layers\": 1}"};
     size_t D, seen[VOCABULARY] = {0};
     int32_t *ids;
     size_t count;
@@ -787,7 +860,8 @@ static void test_prompt_initialisers(void)
 
     /* sampled: rows of the embedding, none twice before all are used up, another draw for each prompt */
     CHECK(prompts_allocate(&long_prompts, w.model, 2, VOCABULARY + 5, &error) == 0, "%s", error.text);
-    for (size_t i = 0; i < 2; i++) CHECK(prompt_init(w.model, NULL, &long_prompts, i, "sampled", 8, &error) == 0, "%s", error.text);
+    for (size_t i = 0; i < 2; i++)
+        CHECK(prompt_init(w.model, NULL, &long_prompts, i, "sampled", 8, &error) == 0, "%s", error.text);
     for (size_t p = 0; p < VOCABULARY + 5; p++) {
         long row = embedding_row(&w, long_prompts.rows + p * D);
         CHECK(row >= 0, "row %zu of the prompt is none of the embedding", p);
@@ -805,8 +879,10 @@ static void test_prompt_initialisers(void)
     }
     /* The mean of 696 numbers is off by 0.144 / sqrt(696) = 0.0055; 5 of these. */
     CHECK(fabs(sum / ((VOCABULARY + 5) * (double)D) - 0.25) < 0.028, "mean %g", sum / ((VOCABULARY + 5) * (double)D));
-    CHECK(prompt_init(w.model, NULL, &long_prompts, 0, "normal", 8, &error) == -1 && error.exit_code == EXIT_USAGE, "an unknown one");
-    CHECK(prompt_init(w.model, NULL, &long_prompts, 0, "file:" SCRATCH "/none", 8, &error) == -1, "a file that is not there");
+    CHECK(prompt_init(w.model, NULL, &long_prompts, 0, "normal", 8, &error) == -1 && error.exit_code == EXIT_USAGE,
+          "an unknown one");
+    CHECK(prompt_init(w.model, NULL, &long_prompts, 0, "file:" SCRATCH "/none", 8, &error) == -1,
+          "a file that is not there");
     prompts_free(&long_prompts);
     world_close(&w);
 
@@ -820,17 +896,24 @@ static void test_prompt_initialisers(void)
         CHECK(p < count ? row == ids[p] : row >= 0, "row %zu: %ld", p, row);
     }
     free(ids);
-    CHECK(prompt_write(w.model, &text_prompts, 0, "base", "text:the cat", SCRATCH "/adapter", &error) == 0, "%s", error.text);
-    CHECK(prompt_init(w.model, tokenizer, &text_prompts, 1, "file:" SCRATCH "/adapter", 8, &error) == 0, "%s", error.text);
-    CHECK(same_bits(text_prompts.rows, text_prompts.rows + 12 * w.model->config.d_model, 12 * w.model->config.d_model), "written and read");
+    CHECK(prompt_write(w.model, &text_prompts, 0, "base", "text:the cat", SCRATCH "/adapter", &error) == 0, "%s",
+          error.text);
+    CHECK(prompt_init(w.model, tokenizer, &text_prompts, 1, "file:" SCRATCH "/adapter", 8, &error) == 0, "%s",
+          error.text);
+    CHECK(same_bits(text_prompts.rows, text_prompts.rows + 12 * w.model->config.d_model, 12 * w.model->config.d_model),
+          "written and read");
     prompts_free(&text_prompts);
-    CHECK(prompts_open(&text_prompts, w.model, SCRATCH "/adapter", &error) == 0 && text_prompts.length == 12, "%s", error.text);
+    CHECK(prompts_open(&text_prompts, w.model, SCRATCH "/adapter", &error) == 0 && text_prompts.length == 12, "%s",
+          error.text);
     CHECK(embedding_row(&w, text_prompts.rows) >= 0, "opened");
     prompts_free(&text_prompts);
-    CHECK(prompt_init(w.model, tokenizer, &w.prompts, 0, "file:" SCRATCH "/adapter", 8, &error) == -1 && strstr(error.text, "[3, 8]"), "%s", error.text);
+    CHECK(prompt_init(w.model, tokenizer, &w.prompts, 0, "file:" SCRATCH "/adapter", 8, &error) == -1 &&
+              strstr(error.text, "[3, 8]"),
+          "%s", error.text);
     world_close(&w);
     if (world_open(&w, &SMALL, 1)) {
-        CHECK(prompts_open(&text_prompts, w.model, SCRATCH "/adapter", &error) == -1 && error.exit_code == EXIT_USAGE, "the wrong width");
+        CHECK(prompts_open(&text_prompts, w.model, SCRATCH "/adapter", &error) == -1 && error.exit_code == EXIT_USAGE,
+              "the wrong width");
         world_close(&w);
     }
     tokenizer_close(tokenizer);
@@ -856,7 +939,8 @@ static bool reassembles(const Corpus *corpus, const Document *document, const To
         }
     }
     *n_spans = n;
-    return at == document->length && t + 1 == e->target_length && e->target[t] == corpus->eos && e->input[e->input_length - 1] == corpus->eos;
+    return at == document->length && t + 1 == e->target_length && e->target[t] == corpus->eos &&
+           e->input[e->input_length - 1] == corpus->eos;
 }
 
 static void example_free(TokenExample *e)
@@ -886,8 +970,8 @@ static void test_span_corruption(void)
             expected = expected < 1 ? 1 : expected;
             CHECK(reassembles(&corpus, &document, &e, &spans), "length %zu, key %zu", length, (size_t)key);
             CHECK(spans == expected, "length %zu: %zu spans (expected %zu)", length, spans, expected);
-            CHECK(e.target_length == noise + spans + 1 && e.input_length == length - noise + spans + 1, "length %zu: %zu hidden tokens", length,
-                  e.target_length - spans - 1);
+            CHECK(e.target_length == noise + spans + 1 && e.input_length == length - noise + spans + 1,
+                  "length %zu: %zu hidden tokens", length, e.target_length - spans - 1);
             CHECK(e.input[0] == ids[0], "starts with text");
             CHECK(e.input[e.input_length - 2] == tokenizer_sentinel(tokenizer, (int)spans - 1), "ends with a sentinel");
             CHECK(e.prompt == -1, "no prompt");
@@ -903,7 +987,8 @@ static void test_span_corruption(void)
     }
     CHECK(hidden[0] == 0 && hidden[59] == 4000, "%zu, %zu", hidden[0], hidden[59]);
     /* 6 tokens over some 56 places: about 430 of 4000 times each, deviation 20; less towards the ends. */
-    for (size_t at = 10; at < 45; at++) CHECK(hidden[at] > 215 && hidden[at] < 860, "place %zu: %zu times", at, hidden[at]);
+    for (size_t at = 10; at < 45; at++)
+        CHECK(hidden[at] > 215 && hidden[at] < 860, "place %zu: %zu times", at, hidden[at]);
     tokenizer_close(tokenizer);
 }
 
@@ -917,10 +1002,14 @@ static void test_answers_in_a_corpus(void)
     CHECK(tokenizer != NULL, "%s", error.text);
     if (!tokenizer) return;
     corpus.tokenizer = tokenizer;
-    CHECK(file_write_text(SCRATCH "/tabs.txt", "who sat\tthe cat\twho ran\ta dog\twho\tthe mat\nplain text on a line\n\nx\n"
-                                               "the red cat sat on the mat and the blue dog ran to the red house\n", &error) == 0, "%s", error.text);
+    CHECK(file_write_text(SCRATCH "/tabs.txt",
+                          "who sat\tthe cat\twho ran\ta dog\twho\tthe mat\nplain text on a line\n\nx\n"
+                          "the red cat sat on the mat and the blue dog ran to the red house\n",
+                          &error) == 0,
+          "%s", error.text);
     CHECK(corpus_read(&corpus, SCRATCH "/tabs.txt", 40, &error) == 0, "%s", error.text);
-    CHECK(corpus.count >= 3 && corpus.documents[0].n_answers == 3 && corpus.documents[1].n_answers == 0, "%zu documents", corpus.count);
+    CHECK(corpus.count >= 3 && corpus.documents[0].n_answers == 3 && corpus.documents[1].n_answers == 0,
+          "%zu documents", corpus.count);
     for (uint64_t key = 0; key < 300; key++) {
         const Document *document = &corpus.documents[0];
         TokenExample e = corrupt(&corpus, document, key);
@@ -930,14 +1019,18 @@ static void test_answers_in_a_corpus(void)
             size_t t = 0, length = 0;
             bool is_answer = false;
             while (e.target[t] != tokenizer_sentinel(tokenizer, (int)k)) t++;
-            while (t + 1 + length < e.target_length - 1 && e.target[t + 1 + length] != tokenizer_sentinel(tokenizer, (int)k + 1)) length++;
+            while (t + 1 + length < e.target_length - 1 &&
+                   e.target[t + 1 + length] != tokenizer_sentinel(tokenizer, (int)k + 1))
+                length++;
             for (size_t a = 0; a < 3; a++)
-                is_answer |= document->answers[a][1] - document->answers[a][0] == length &&
-                             memcmp(document->ids + document->answers[a][0], e.target + t + 1, length * sizeof(int32_t)) == 0;
+                is_answer |=
+                    document->answers[a][1] - document->answers[a][0] == length &&
+                    memcmp(document->ids + document->answers[a][0], e.target + t + 1, length * sizeof(int32_t)) == 0;
             CHECK(is_answer, "key %zu: span %zu is no answer", (size_t)key, k);
             hidden += is_answer;
         }
-        CHECK(e.input[e.input_length - 2] == tokenizer_sentinel(tokenizer, (int)spans - 1), "the last answer is hidden");
+        CHECK(e.input[e.input_length - 2] == tokenizer_sentinel(tokenizer, (int)spans - 1),
+              "the last answer is hidden");
         one += hidden == 1, several += hidden > 1;
         example_free(&e);
     }
@@ -948,7 +1041,8 @@ static void test_answers_in_a_corpus(void)
     corpus = (Corpus){.tokenizer = tokenizer, .eos = 1};
     CHECK(corpus_read(&corpus, SCRATCH "/tabs.txt", 4, &error) == 0, "%s", error.text);
     for (size_t i = 0; i < corpus.count; i++)
-        CHECK(corpus.documents[i].length >= 2 && corpus.documents[i].length <= 4 && !corpus.documents[i].n_answers, "document %zu", i);
+        CHECK(corpus.documents[i].length >= 2 && corpus.documents[i].length <= 4 && !corpus.documents[i].n_answers,
+              "document %zu", i);
     corpus_free(&corpus);
     corpus = (Corpus){.tokenizer = tokenizer, .eos = 1};
     CHECK(file_write_text(SCRATCH "/empty.txt", "\n\n", &error) == 0, "%s", error.text);
@@ -978,7 +1072,9 @@ static void test_shuffle(void)
         shuffle(order, 5, key);
         at_first[order[0]]++;
     }
-    for (size_t i = 0; i < 5; i++) CHECK(at_first[i] > 840 && at_first[i] < 1160, "%zu comes first %zu times of 5000", i, at_first[i]); /* 1000, 6 deviations of 28 */
+    for (size_t i = 0; i < 5; i++)
+        CHECK(at_first[i] > 840 && at_first[i] < 1160, "%zu comes first %zu times of 5000", i,
+              at_first[i]); /* 1000, 6 deviations of 28 */
     shuffle(order, 1, 3);
     CHECK(order[0] == 0, "of one");
 }
@@ -1000,7 +1096,8 @@ static void test_epochs(void)
         CHECK(seen == (1u << COUNT) - 1, "epoch %zu leaves one out", e);
         CHECK(e == 0 || memcmp(orders[e], orders[e - 1], sizeof orders[e]) != 0, "epoch %zu is like the one before", e);
     }
-    CHECK(source_get(&other, 2 * COUNT + 3).prompt == orders[2][3] && source_get(&other, 3).prompt == orders[0][3], "entered in the middle");
+    CHECK(source_get(&other, 2 * COUNT + 3).prompt == orders[2][3] && source_get(&other, 3).prompt == orders[0][3],
+          "entered in the middle");
     free(source.order);
     free(other.order);
 }

@@ -28,11 +28,11 @@
 typedef enum { DIE, STOP, FAIL, FAIL_FROM_THERE } Fate;
 
 typedef struct {
-    bool counting;       /* only in children */
-    long at;             /* what happens happens at this operation, counted from 1; 0: never */
+    bool counting; /* only in children */
+    long at;       /* what happens happens at this operation, counted from 1; 0: never */
     Fate fate;
-    long microseconds;   /* dies so long after its first operation; 0: does not */
-    long *count;         /* shared with the parent */
+    long microseconds;    /* dies so long after its first operation; 0: does not */
+    long *count;          /* shared with the parent */
     long *first_of_model; /* shared: the operation that put model/config.json into its place */
 } Disk;
 
@@ -61,8 +61,8 @@ static bool disk_full(void)
     return full;
 }
 
-#define ORIGINAL(type, name)                                                                                               \
-    static type original;                                                                                                  \
+#define ORIGINAL(type, name)                                                                                           \
+    static type original;                                                                                              \
     if (!original) *(void **)&original = dlsym(RTLD_NEXT, name)
 
 typedef size_t (*WriteFunction)(const void *, size_t, size_t, FILE *);
@@ -122,7 +122,8 @@ static char *read_text(const char *path) /* to be freed; "" when it is not there
 static void spread(const char *command, char **argv, int *argc)
 {
     char *rest = NULL;
-    for (char *word = strtok_r(strdup(command), " ", &rest); word; word = strtok_r(NULL, " ", &rest)) argv[(*argc)++] = word;
+    for (char *word = strtok_r(strdup(command), " ", &rest); word; word = strtok_r(NULL, " ", &rest))
+        argv[(*argc)++] = word;
     argv[*argc] = NULL;
 }
 
@@ -223,14 +224,16 @@ static void write_examples(const char *path, uint64_t key, int count)
     for (int i = 0; i < count; i++) {
         uint64_t n = (uint64_t)i * 4;
         int label = random_uniform(key, n) < 0.5;
-        fprintf(file, "{\"id\": \"%d\", \"text\": \"%s %s the %s %s\", \"label\": \"%d\"}\n", i, subjects[(int)(random_uniform(key, n + 1) * 4)],
-                verbs[(int)(random_uniform(key, n + 2) * 4)], label ? "blue" : "red", things[(int)(random_uniform(key, n + 3) * 5)], label);
+        fprintf(file, "{\"id\": \"%d\", \"text\": \"%s %s the %s %s\", \"label\": \"%d\"}\n", i,
+                subjects[(int)(random_uniform(key, n + 1) * 4)], verbs[(int)(random_uniform(key, n + 2) * 4)],
+                label ? "blue" : "red", things[(int)(random_uniform(key, n + 3) * 5)], label);
     }
     fclose(file);
 }
 
-static const char CONFIG[] = "{\"model_type\": \"mt5\", \"vocab_size\": 400, \"d_model\": 16, \"d_kv\": 8, \"d_ff\": 24, \"num_heads\": 2, "
-                             "\"num_layers\": 1, \"pad_token_id\": 0, \"eos_token_id\": 1, \"decoder_start_token_id\": 0}";
+static const char CONFIG[] =
+    "{\"model_type\": \"mt5\", \"vocab_size\": 400, \"d_model\": 16, \"d_kv\": 8, \"d_ff\": 24, \"num_heads\": 2, "
+    "\"num_layers\": 1, \"pad_token_id\": 0, \"eos_token_id\": 1, \"decoder_start_token_id\": 0}";
 
 /* Makes everything once: SCRATCH/model, SCRATCH/toy.json and its data, SCRATCH/text.txt. False: it failed. */
 static bool fixture(void)
@@ -242,17 +245,27 @@ static bool fixture(void)
     FILE *text;
     if (made) return true;
     CHECK(directory_remove(SCRATCH, &error) == 0 && directory_create(SCRATCH "/model", &error) == 0 &&
-              directory_create(SCRATCH "/data", &error) == 0, "%s", error.text);
+              directory_create(SCRATCH "/data", &error) == 0,
+          "%s", error.text);
     write_examples(SCRATCH "/data/train.jsonl", 1, 64);
     write_examples(SCRATCH "/data/dev.jsonl", 2, 20);
     text = fopen(SCRATCH "/text.txt", "w");
-    for (int i = 0; i < 40; i++) fprintf(text, "the cat saw the %s house and a dog took the %s hat number %d\n", i % 2 ? "red" : "blue", i % 3 ? "blue" : "red", i);
     for (int i = 0; i < 40; i++)
-        fprintf(text, "say the old man likes the %s ball\t%s\tsay a bird found the stone\t%s\n", i % 2 ? "red" : "blue", i % 2 ? "False" : "True", i % 3 ? "True" : "False");
+        fprintf(text, "the cat saw the %s house and a dog took the %s hat number %d\n", i % 2 ? "red" : "blue",
+                i % 3 ? "blue" : "red", i);
+    for (int i = 0; i < 40; i++)
+        fprintf(text, "say the old man likes the %s ball\t%s\tsay a bird found the stone\t%s\n", i % 2 ? "red" : "blue",
+                i % 2 ? "False" : "True", i % 3 ? "True" : "False");
     fclose(text);
     if (file_write_text(SCRATCH "/config.json", CONFIG, &error) ||
-        file_write_text(SCRATCH "/toy.json", "{\"name\": \"toy\", \"template\": \"say {text} answer:\", \"labels\": {\"0\": \"False\", \"1\": \"True\"}}", &error) ||
-        file_write_text(SCRATCH "/other.json", "{\"name\": \"other\", \"template\": \"{text} was it blue?\", \"labels\": {\"0\": \"False\", \"1\": \"True\"}}", &error) ||
+        file_write_text(SCRATCH "/toy.json",
+                        "{\"name\": \"toy\", \"template\": \"say {text} answer:\", \"labels\": {\"0\": \"False\", "
+                        "\"1\": \"True\"}}",
+                        &error) ||
+        file_write_text(SCRATCH "/other.json",
+                        "{\"name\": \"other\", \"template\": \"{text} was it blue?\", \"labels\": {\"0\": \"False\", "
+                        "\"1\": \"True\"}}",
+                        &error) ||
         tokenizer_train(SCRATCH "/text.txt", SCRATCH "/spiece.model", 400, &error)) {
         CHECK(false, "%s", error.text);
         return false;
@@ -270,11 +283,14 @@ static bool fixture(void)
 #define BOTH TOY " --task other=" SCRATCH "/data --task-file " SCRATCH "/other.json"
 #define COMMON "--threads 1 --quiet --beams 1 --seed 4"
 /* Learns the task; stage 1 alone cannot, on a model that was never pretrained. */
-#define LEARNING "train --model " SCRATCH "/model " TOY " " COMMON " --prompt-length 4 --batch 16 --lr 0.02 --steps 200 --checkpoint-every 50 " \
-                 "--prompt-steps 10 --prompt-checkpoint-every 5 --dropout 0 --label-smoothing 0"
+#define LEARNING                                                                                                       \
+    "train --model " SCRATCH "/model " TOY " " COMMON                                                                  \
+    " --prompt-length 4 --batch 16 --lr 0.02 --steps 200 --checkpoint-every 50 "                                       \
+    "--prompt-steps 10 --prompt-checkpoint-every 5 --dropout 0 --label-smoothing 0"
 /* So short that it can be killed often. */
-#define SHORT "train --model " SCRATCH "/model " TOY " " COMMON " --prompt-length 4 --batch 4 --steps 24 --checkpoint-every 6 " \
-              "--prompt-steps 24 --prompt-checkpoint-every 6 --save-every 2 --max-length 3"
+#define SHORT                                                                                                          \
+    "train --model " SCRATCH "/model " TOY " " COMMON " --prompt-length 4 --batch 4 --steps 24 --checkpoint-every 6 "  \
+    "--prompt-steps 24 --prompt-checkpoint-every 6 --save-every 2 --max-length 3"
 
 static char *run_path(const char *run, const char *name)
 {
@@ -321,7 +337,8 @@ static bool is_text(const cJSON *json, const char *name, const char *expected)
 static const cJSON *stage_in(const cJSON *done, const char *name)
 {
     const cJSON *stage;
-    cJSON_ArrayForEach(stage, cJSON_GetObjectItemCaseSensitive(done, "stages")) if (is_text(stage, "stage", name)) return stage;
+    cJSON_ArrayForEach(
+        stage, cJSON_GetObjectItemCaseSensitive(done, "stages")) if (is_text(stage, "stage", name)) return stage;
     return NULL;
 }
 
@@ -340,17 +357,21 @@ static void check_log(const char *run, const LogStage *stages, size_t n_stages)
     CHECK(lines_read(&lines, path, &error) == 0, "%s", error.text);
     for (size_t s = 0; s < n_stages; s++)
         for (int step = 1; step <= stages[s].steps; step++) {
-            bool checkpoint = stages[s].checkpoint_every && (step % stages[s].checkpoint_every == 0 || step == stages[s].steps);
+            bool checkpoint =
+                stages[s].checkpoint_every && (step % stages[s].checkpoint_every == 0 || step == stages[s].steps);
             for (int dev = 0; dev <= checkpoint; dev++, at++) {
                 cJSON *record = at < lines.count ? cJSON_Parse(lines.text[at]) : NULL;
-                CHECK(is_text(record, "stage", stages[s].name) && fabs(number_in(record, "step") - step) < 0.5, "%s: line %zu (expected %s, step %d): %s",
-                      run, at + 1, stages[s].name, step, at < lines.count ? lines.text[at] : "the end");
+                CHECK(is_text(record, "stage", stages[s].name) && fabs(number_in(record, "step") - step) < 0.5,
+                      "%s: line %zu (expected %s, step %d): %s", run, at + 1, stages[s].name, step,
+                      at < lines.count ? lines.text[at] : "the end");
                 if (dev)
                     CHECK(isfinite(number_in(record, "mean")) && cJSON_IsBool(cJSON_GetObjectItem(record, "best")) &&
-                              isfinite(number_in(cJSON_GetObjectItem(record, "dev"), "toy")), "%s: line %zu", run, at + 1);
+                              isfinite(number_in(cJSON_GetObjectItem(record, "dev"), "toy")),
+                          "%s: line %zu", run, at + 1);
                 else
-                    CHECK(isfinite(number_in(record, "loss")) && number_in(record, "lr") > 0 && number_in(record, "tokens") > 0 &&
-                              number_in(record, "seconds") >= 0, "%s: line %zu", run, at + 1);
+                    CHECK(isfinite(number_in(record, "loss")) && number_in(record, "lr") > 0 &&
+                              number_in(record, "tokens") > 0 && number_in(record, "seconds") >= 0,
+                          "%s: line %zu", run, at + 1);
                 cJSON_Delete(record);
             }
         }
@@ -363,10 +384,14 @@ static void check_log(const char *run, const LogStage *stages, size_t n_stages)
 
 static void check_finished(const char *run, bool prompt)
 {
-    static const char *const always[] = {"run.json", "log.jsonl", "DONE", "model/config.json", "model/model.safetensors", "model/spiece.model"};
-    for (size_t i = 0; i < sizeof always / sizeof *always; i++) CHECK(run_has(run, always[i]), "%s/%s is missing", run, always[i]);
+    static const char *const always[] = {
+        "run.json", "log.jsonl", "DONE", "model/config.json", "model/model.safetensors", "model/spiece.model"};
+    for (size_t i = 0; i < sizeof always / sizeof *always; i++)
+        CHECK(run_has(run, always[i]), "%s/%s is missing", run, always[i]);
     CHECK(!run_has(run, "checkpoints"), "%s: checkpoints are left", run);
-    CHECK(run_has(run, "prompt/toy/adapter_config.json") == prompt && run_has(run, "prompt/toy/adapter_model.safetensors") == prompt, "%s: prompt", run);
+    CHECK(run_has(run, "prompt/toy/adapter_config.json") == prompt &&
+              run_has(run, "prompt/toy/adapter_model.safetensors") == prompt,
+          "%s: prompt", run);
 }
 
 static void test_methods(void)
@@ -402,11 +427,16 @@ static void test_methods(void)
         out = standard_output();
         printed = cJSON_Parse(out);
         CHECK(cJSON_GetArraySize(cJSON_GetObjectItem(done, "stages")) == (int)methods[i].n_stages, "%s: stages", run);
-        CHECK(number_in(stage_in(done, last), "dev") >= methods[i].least, "%s: dev %g", run, number_in(stage_in(done, last), "dev"));
+        CHECK(number_in(stage_in(done, last), "dev") >= methods[i].least, "%s: dev %g", run,
+              number_in(stage_in(done, last), "dev"));
         CHECK(isfinite(number_in(stage_in(done, last), "best_step")), "%s: best step", run);
-        CHECK(is_text(cJSON_GetObjectItem(settings, "settings"), "method", run) && is_text(cJSON_GetObjectItem(settings, "settings"), "lr", "0.02") &&
-                  is_text(settings, "promot", PROMOT_VERSION), "%s: run.json", run);
-        CHECK(is_text(printed, "run", out ? cJSON_GetStringValue(cJSON_GetObjectItem(printed, "run")) : "") && stage_in(printed, last), "%s: %s", run, out);
+        CHECK(is_text(cJSON_GetObjectItem(settings, "settings"), "method", run) &&
+                  is_text(cJSON_GetObjectItem(settings, "settings"), "lr", "0.02") &&
+                  is_text(settings, "promot", PROMOT_VERSION),
+              "%s: run.json", run);
+        CHECK(is_text(printed, "run", out ? cJSON_GetStringValue(cJSON_GetObjectItem(printed, "run")) : "") &&
+                  stage_in(printed, last),
+              "%s: %s", run, out);
         cJSON_Delete(done);
         cJSON_Delete(settings);
         cJSON_Delete(printed);
@@ -418,7 +448,8 @@ static bool same_file(const char *a, const char *b)
 {
     MappedFile x = {0}, y = {0};
     Error error = {0};
-    bool same = mapped_file_open(&x, a, &error) == 0 && mapped_file_open(&y, b, &error) == 0 && x.bytes == y.bytes && memcmp(x.data, y.data, x.bytes) == 0;
+    bool same = mapped_file_open(&x, a, &error) == 0 && mapped_file_open(&y, b, &error) == 0 && x.bytes == y.bytes &&
+                memcmp(x.data, y.data, x.bytes) == 0;
     mapped_file_close(&x);
     mapped_file_close(&y);
     return same;
@@ -432,22 +463,34 @@ static void test_what_is_trained(void)
     forget_run("p");
     forget_run("pm");
     CHECK(promot(SHORT " --method prompt --out " SCRATCH "/p") == 0, "prompt");
-    CHECK(same_file(SCRATCH "/p/model/model.safetensors", SCRATCH "/model/model.safetensors"), "prompt tuning changed the model");
+    CHECK(same_file(SCRATCH "/p/model/model.safetensors", SCRATCH "/model/model.safetensors"),
+          "prompt tuning changed the model");
     CHECK(promot(SHORT " --method promot --out " SCRATCH "/pm") == 0, "promot");
-    CHECK(same_file(SCRATCH "/p/prompt/toy/adapter_model.safetensors", SCRATCH "/pm/prompt/toy/adapter_model.safetensors"), "stage 2 changed the prompt");
-    CHECK(!same_file(SCRATCH "/pm/model/model.safetensors", SCRATCH "/model/model.safetensors"), "stage 2 left the model as it was");
+    CHECK(same_file(SCRATCH "/p/prompt/toy/adapter_model.safetensors",
+                    SCRATCH "/pm/prompt/toy/adapter_model.safetensors"),
+          "stage 2 changed the prompt");
+    CHECK(!same_file(SCRATCH "/pm/model/model.safetensors", SCRATCH "/model/model.safetensors"),
+          "stage 2 left the model as it was");
     forget_run("pp");
     CHECK(promot(SHORT " --method promot --prompt " SCRATCH "/p/prompt/toy --out " SCRATCH "/pp") == 0, "--prompt");
-    CHECK(same_file(SCRATCH "/p/prompt/toy/adapter_model.safetensors", SCRATCH "/pp/prompt/toy/adapter_model.safetensors"), "a given prompt changed");
-    CHECK(promot(SHORT " --method finetune --prompt " SCRATCH "/p/prompt/toy --out " SCRATCH "/px") == 2 && error_lines() == 1, "a prompt without use");
+    CHECK(same_file(SCRATCH "/p/prompt/toy/adapter_model.safetensors",
+                    SCRATCH "/pp/prompt/toy/adapter_model.safetensors"),
+          "a given prompt changed");
+    CHECK(promot(SHORT " --method finetune --prompt " SCRATCH "/p/prompt/toy --out " SCRATCH "/px") == 2 &&
+              error_lines() == 1,
+          "a prompt without use");
     forget_run("r1");
     forget_run("r2");
     CHECK(promot(SHORT " --method random-prompt --out " SCRATCH "/r1") == 0, "random-prompt");
     CHECK(promot(SHORT " --method random-prompt --lr 0.5 --out " SCRATCH "/r2") == 0, "random-prompt");
-    CHECK(same_file(SCRATCH "/r1/prompt/toy/adapter_model.safetensors", SCRATCH "/r2/prompt/toy/adapter_model.safetensors"), "a random prompt was trained");
+    CHECK(same_file(SCRATCH "/r1/prompt/toy/adapter_model.safetensors",
+                    SCRATCH "/r2/prompt/toy/adapter_model.safetensors"),
+          "a random prompt was trained");
     /* sequential: a run's model is a model */
     forget_run("seq");
-    CHECK(promot("train --model " SCRATCH "/pm/model " TOY " " COMMON " --method finetune --batch 4 --steps 2 --out " SCRATCH "/seq") == 0, "sequential");
+    CHECK(promot("train --model " SCRATCH "/pm/model " TOY " " COMMON
+                 " --method finetune --batch 4 --steps 2 --out " SCRATCH "/seq") == 0,
+          "sequential");
 }
 
 /* ------------------------------------------------------------------------------------------------------ runs in the way */
@@ -459,7 +502,9 @@ static void test_existing_runs(void)
     forget_run("once");
     CHECK(promot(SHORT " --method finetune --out " SCRATCH "/once") == 0, "a new run");
     first = standard_output();
-    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/once") == 2 && error_lines() == 1 && errors_contain("once"), "a RUN that exists");
+    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/once") == 2 && error_lines() == 1 &&
+              errors_contain("once"),
+          "a RUN that exists");
     CHECK(promot("train --resume --threads 1 --out " SCRATCH "/once") == 0, "resume a done run");
     second = standard_output();
     CHECK(strcmp(first, second) == 0 && strlen(first) > 20, "a done run says the same again: %s", second);
@@ -468,13 +513,21 @@ static void test_existing_runs(void)
     CHECK(promot(SHORT " --method finetune --resume --out " SCRATCH "/once") == 0, "the same settings");
 
     forget_run("changed");
-    CHECK(promot_with(&(Disk){.at = 60, .fate = DIE}, 0, SHORT " --method finetune --out " SCRATCH "/changed") == -SIGKILL, "killed");
-    CHECK(promot(SHORT " --method finetune --lr 0.5 --resume --out " SCRATCH "/changed") == 2 && error_lines() == 1 && errors_contain("--lr"), "another lr");
-    CHECK(promot(SHORT " --method promot --resume --out " SCRATCH "/changed") == 2 && errors_contain("--method"), "another method");
+    CHECK(promot_with(&(Disk){.at = 60, .fate = DIE}, 0, SHORT " --method finetune --out " SCRATCH "/changed") ==
+              -SIGKILL,
+          "killed");
+    CHECK(promot(SHORT " --method finetune --lr 0.5 --resume --out " SCRATCH "/changed") == 2 && error_lines() == 1 &&
+              errors_contain("--lr"),
+          "another lr");
+    CHECK(promot(SHORT " --method promot --resume --out " SCRATCH "/changed") == 2 && errors_contain("--method"),
+          "another method");
     CHECK(promot("train " BOTH " --resume --out " SCRATCH "/changed") == 2 && errors_contain("--task"), "another task");
-    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/changed") == 2 && errors_contain("--resume"), "not resumed");
-    CHECK(promot("train --resume --threads 2 --quiet --out " SCRATCH "/changed") == 0, "without any settings, other threads");
-    CHECK(same_file(SCRATCH "/changed/model/model.safetensors", SCRATCH "/once/model/model.safetensors"), "resumed to another model");
+    CHECK(promot(SHORT " --method finetune --out " SCRATCH "/changed") == 2 && errors_contain("--resume"),
+          "not resumed");
+    CHECK(promot("train --resume --threads 2 --quiet --out " SCRATCH "/changed") == 0,
+          "without any settings, other threads");
+    CHECK(same_file(SCRATCH "/changed/model/model.safetensors", SCRATCH "/once/model/model.safetensors"),
+          "resumed to another model");
 }
 
 /* A second process on a run is refused, and the first does not notice. */
@@ -482,7 +535,8 @@ static void test_two_processes(void)
 {
     int status;
     pid_t first;
-    Disk stop = {.at = 60, .fate = STOP, .count = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)};
+    Disk stop = {
+        .at = 60, .fate = STOP, .count = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)};
     if (!fixture()) return;
     stop.first_of_model = stop.count + 1;
     forget_run("two");
@@ -490,7 +544,9 @@ static void test_two_processes(void)
     waitpid(first, &status, WUNTRACED);
     CHECK(WIFSTOPPED(status), "the first process is at work");
     CHECK(promot(SHORT " --method finetune --out " SCRATCH "/two") == 2 && error_lines() == 1, "a second process");
-    CHECK(promot("train --resume --threads 1 --quiet --out " SCRATCH "/two") == 2 && error_lines() == 1 && errors_contain("another process"), "a second process, resuming");
+    CHECK(promot("train --resume --threads 1 --quiet --out " SCRATCH "/two") == 2 && error_lines() == 1 &&
+              errors_contain("another process"),
+          "a second process, resuming");
     kill(first, SIGCONT);
     waitpid(first, &status, 0);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the first process");
@@ -528,7 +584,8 @@ static char *list_directory(const char *path)
 /* The same names and bytes in both runs' directory. */
 static void check_same_directory(const char *run, const char *unbroken, const char *name)
 {
-    char *a = run_path(run, name), *b = run_path(unbroken, name), *in_a = list_directory(a), *in_b = list_directory(b), *rest = NULL;
+    char *a = run_path(run, name), *b = run_path(unbroken, name), *in_a = list_directory(a), *in_b = list_directory(b),
+         *rest = NULL;
     CHECK(strcmp(in_a, in_b) == 0, "%s: %sand not %s", a, in_a, in_b);
     for (char *file = strtok_r(in_b, " ", &rest); file; file = strtok_r(NULL, " ", &rest)) {
         char *x = path_join(a, file), *y = path_join(b, file);
@@ -586,7 +643,7 @@ static size_t log_length(const char *run)
  * which the log is opened, and every third time after so many microseconds. kills: at chosen operations, by stage. */
 static void kill_until_done(const char *command, const char *run, uint64_t seed, const char *second_stage, int kills[2])
 {
-    enum { LIMIT = 1000, WITHIN = 12 };
+    enum { LIMIT = 300, WITHIN = 32 }; /* WITHIN: more than lie between two saved states, so that each may be passed */
     char *resumed = text_format("%s --resume", command);
     int status = -SIGKILL, attempt = 0;
     for (; attempt < LIMIT && status < 0; attempt++) {
@@ -594,9 +651,12 @@ static void kill_until_done(const char *command, const char *run, uint64_t seed,
         double drawn = random_uniform(seed, (uint64_t)attempt);
         size_t opening = log_length(run) + 4;
         Disk fate = {.fate = DIE};
-        if (attempt % 3 == 2) fate.microseconds = 1 + (long)(drawn * 20000);
-        else if (attempt % 4 == 0) fate.at = 1 + (long)(drawn * (double)opening);
-        else fate.at = 1 + (long)opening + (long)(drawn * WITHIN);
+        if (attempt % 3 == 2)
+            fate.microseconds = 1 + (long)(drawn * 20000);
+        else if (attempt % 4 == 0)
+            fate.at = 1 + (long)(drawn * (double)opening);
+        else
+            fate.at = 1 + (long)opening + (long)(drawn * drawn * WITHIN);
         status = promot_with(&fate, 0, resumed);
         kills[stage] += status == -SIGKILL;
     }
@@ -607,8 +667,8 @@ static void kill_until_done(const char *command, const char *run, uint64_t seed,
 
 static void test_kills(void)
 {
-#define LONGER SHORT " --prompt-steps 36 --steps 36"
-    static const LogStage stages[] = {{"prompt", 36, 6}, {"model", 36, 6}};
+#define LONGER SHORT " --prompt-steps 72 --steps 60"
+    static const LogStage stages[] = {{"prompt", 72, 6}, {"model", 60, 6}};
     int kills[2] = {0};
     if (!fixture()) return;
     forget_run("whole");
@@ -624,8 +684,11 @@ static void test_kills(void)
 /* Micro-batches, a step count that no checkpoint divides, elementwise dropout, two prompts: the state holds it all. */
 static void test_kills_of_a_joint_run(void)
 {
-#define JOINT "train --model " SCRATCH "/model " BOTH " " COMMON " --method joint --prompt-length 3 --batch 5 --micro-batch 2 --steps 23 " \
-              "--checkpoint-every 9 --save-every 4 --max-length 3 --dropout-sharing elementwise --optimizer-step 1000000 --weight-decay 1e-4"
+#define JOINT                                                                                                          \
+    "train --model " SCRATCH "/model " BOTH " " COMMON                                                                 \
+    " --method joint --prompt-length 3 --batch 5 --micro-batch 2 --steps 23 "                                          \
+    "--checkpoint-every 9 --save-every 4 --max-length 3 --dropout-sharing elementwise --optimizer-step 1000000 "       \
+    "--weight-decay 1e-4"
     int kills[2] = {0};
     if (!fixture()) return;
     forget_run("joint-whole");
@@ -649,7 +712,8 @@ static void test_kills_while_the_results_are_written(void)
     CHECK(promot(SHORT " --out " SCRATCH "/end-whole") == 0, "the unbroken run");
     first = disk.microseconds;
     CHECK(first > 100, "model/config.json is operation %ld", first);
-    CHECK(promot_with(&(Disk){.at = first - 4, .fate = DIE}, 0, SHORT " --out " SCRATCH "/end") == -SIGKILL, "killed before its end");
+    CHECK(promot_with(&(Disk){.at = first - 4, .fate = DIE}, 0, SHORT " --out " SCRATCH "/end") == -SIGKILL,
+          "killed before its end");
     begin = (long)log_length("end");
     for (operation = begin, status = -SIGKILL; status == -SIGKILL && operation < begin + 300; operation++)
         status = promot_with(&(Disk){.at = operation, .fate = DIE}, 0, SHORT " --resume --out " SCRATCH "/end");
@@ -672,13 +736,17 @@ static void test_a_full_disk(void)
     forget_run("full-whole");
     forget_run("full");
     CHECK(promot(SHORT " --method finetune --out " SCRATCH "/full-whole") == 0, "the unbroken run");
-    CHECK(promot_with(&(Disk){0}, LIMIT, SHORT " --method finetune --out " SCRATCH "/full") == 1 && error_lines() == 1, "full from the beginning");
-    CHECK(promot_with(&(Disk){.at = 90, .fate = DIE}, 0, SHORT " --method finetune --resume --out " SCRATCH "/full") == -SIGKILL, "killed later");
+    CHECK(promot_with(&(Disk){0}, LIMIT, SHORT " --method finetune --out " SCRATCH "/full") == 1 && error_lines() == 1,
+          "full from the beginning");
+    CHECK(promot_with(&(Disk){.at = 90, .fate = DIE}, 0, SHORT " --method finetune --resume --out " SCRATCH "/full") ==
+              -SIGKILL,
+          "killed later");
     CHECK(mapped_file_open(&before, state, &error) == 0 && before.bytes > LIMIT, "%s", error.text);
     copy = text_format("%s.copy", state);
     CHECK(file_copy(state, copy, &error) == 0, "%s", error.text);
     mapped_file_close(&before);
-    CHECK(promot_with(&(Disk){0}, LIMIT, SHORT " --method finetune --resume --out " SCRATCH "/full") == 1 && error_lines() == 1 && errors_contain("full"),
+    CHECK(promot_with(&(Disk){0}, LIMIT, SHORT " --method finetune --resume --out " SCRATCH "/full") == 1 &&
+              error_lines() == 1 && errors_contain("full"),
           "full later");
     CHECK(same_file(state, copy), "the state that was good is no more");
     free(copy);
@@ -696,8 +764,10 @@ static void test_each_failing_write(void)
     forget_run("fails");
     CHECK(promot(SHORT " --method finetune --out " SCRATCH "/fails-whole") == 0, "the unbroken run");
     for (operation = 1; status == 1 && operation < 400; operation += 1 + operation / 12) {
-        status = promot_with(&(Disk){.at = operation, .fate = operation % 2 ? FAIL_FROM_THERE : FAIL}, 0, SHORT " --method finetune --resume --out " SCRATCH "/fails");
-        CHECK(status <= 1 && error_lines() == status, "operation %ld: exit %d, %d lines", operation, status, error_lines());
+        status = promot_with(&(Disk){.at = operation, .fate = operation % 2 ? FAIL_FROM_THERE : FAIL}, 0,
+                             SHORT " --method finetune --resume --out " SCRATCH "/fails");
+        CHECK(status <= 1 && error_lines() == status, "operation %ld: exit %d, %d lines", operation, status,
+              error_lines());
         if (status != 1) break;
     }
     CHECK(operation > 15, "only %ld operations", operation);
@@ -710,7 +780,8 @@ static void test_a_loss_that_is_no_number(void)
 {
     if (!fixture()) return;
     forget_run("nan");
-    CHECK(promot(SHORT " --method finetune --lr 1000000 --scale-by-parameter false --out " SCRATCH "/nan") == 1, "exit");
+    CHECK(promot(SHORT " --method finetune --lr 1000000 --scale-by-parameter false --out " SCRATCH "/nan") == 1,
+          "exit");
     CHECK(error_lines() == 1 && errors_contain("not a number") && !run_has("nan", "DONE"), "one line");
 }
 
@@ -732,7 +803,8 @@ static cJSON *prediction(const char *run, const char *name, size_t line, size_t 
 
 static double score_of(const cJSON *results, const char *task, const char *shots)
 {
-    return number_in(cJSON_GetObjectItem(cJSON_GetObjectItem(cJSON_GetObjectItem(results, "tasks"), task), "scores"), shots);
+    return number_in(cJSON_GetObjectItem(cJSON_GetObjectItem(cJSON_GetObjectItem(results, "tasks"), task), "scores"),
+                     shots);
 }
 
 static void check_predictions(const char *run, const char *name, double score)
@@ -740,15 +812,20 @@ static void check_predictions(const char *run, const char *name, double score)
     size_t count = 1, right = 0;
     for (size_t i = 0; i < count; i++) {
         cJSON *one = prediction(run, name, i, &count);
-        const char *target = cJSON_GetStringValue(cJSON_GetObjectItem(one, "target")), *answer = cJSON_GetStringValue(cJSON_GetObjectItem(one, "processed_output"));
+        const char *target = cJSON_GetStringValue(cJSON_GetObjectItem(one, "target")),
+                   *answer = cJSON_GetStringValue(cJSON_GetObjectItem(one, "processed_output"));
         char id[32];
         snprintf(id, sizeof id, "%zu", i);
-        CHECK(is_text(one, "id", id) && cJSON_GetObjectItem(one, "input") && cJSON_GetObjectItem(one, "raw_output") && target && answer, "line %zu", i);
-        CHECK((number_in(one, "score") > 50) == (target && answer && strcmp(target, answer) == 0), "line %zu: score %g", i, number_in(one, "score"));
+        CHECK(is_text(one, "id", id) && cJSON_GetObjectItem(one, "input") && cJSON_GetObjectItem(one, "raw_output") &&
+                  target && answer,
+              "line %zu", i);
+        CHECK((number_in(one, "score") > 50) == (target && answer && strcmp(target, answer) == 0), "line %zu: score %g",
+              i, number_in(one, "score"));
         right += number_in(one, "score") > 50;
         cJSON_Delete(one);
     }
-    CHECK(count == 20 && fabs(100 * (double)right / 20 - score) < 1e-9, "%s: %zu of %zu are right (score %g)", name, right, count, score);
+    CHECK(count == 20 && fabs(100 * (double)right / 20 - score) < 1e-9, "%s: %zu of %zu are right (score %g)", name,
+          right, count, score);
 }
 
 static void test_evaluation(void)
@@ -760,24 +837,28 @@ static void test_evaluation(void)
     if (!run_has("promot", "DONE")) forget_run("promot"), promot(LEARNING " --out " SCRATCH "/promot");
     done = run_read_json("promot", "DONE");
     forget_run("eval");
-    CHECK(promot("eval --model " SCRATCH "/promot/model --prompt " SCRATCH "/promot/prompt/toy --prompt-tasks toy " BOTH " --shots 0,1 " COMMON
-                 " --json --out " SCRATCH "/eval") == 0 || !errors_contain("(what it said)"), "exit");
+    CHECK(promot("eval --model " SCRATCH "/promot/model --prompt " SCRATCH "/promot/prompt/toy --prompt-tasks toy " BOTH
+                 " --shots 0,1 " COMMON " --json --out " SCRATCH "/eval") == 0 ||
+              !errors_contain("(what it said)"),
+          "exit");
     results = run_read_json("eval", "results.json");
     out = standard_output();
     printed = cJSON_Parse(out);
     CHECK(cJSON_Compare(results, printed, true), "--json prints %s", out);
     free(out);
-    CHECK(fabs(score_of(results, "toy", "0") - number_in(stage_in(done, "model"), "dev")) < 1e-9, "%g, in training %g", score_of(results, "toy", "0"),
-          number_in(stage_in(done, "model"), "dev"));
+    CHECK(fabs(score_of(results, "toy", "0") - number_in(stage_in(done, "model"), "dev")) < 1e-9, "%g, in training %g",
+          score_of(results, "toy", "0"), number_in(stage_in(done, "model"), "dev"));
     CHECK(isfinite(score_of(results, "toy", "1")) && isfinite(score_of(results, "other", "1")), "1 shot");
     one = cJSON_GetObjectItem(cJSON_GetObjectItem(results, "tasks"), "other");
     CHECK(is_text(one, "metric", "accuracy") && fabs(number_in(one, "n") - 20) < 0.5, "metric and n");
-    CHECK(fabs(number_in(cJSON_GetObjectItem(results, "norm_avg"), "1") - score_of(results, "other", "1")) < 1e-9, "the average is over the other task");
+    CHECK(fabs(number_in(cJSON_GetObjectItem(results, "norm_avg"), "1") - score_of(results, "other", "1")) < 1e-9,
+          "the average is over the other task");
     check_predictions("eval", "predictions/toy.0.jsonl", score_of(results, "toy", "0"));
     check_predictions("eval", "predictions/other.1.jsonl", score_of(results, "other", "1"));
     one = prediction("eval", "predictions/toy.1.jsonl", 3, &count);
     out = cJSON_GetStringValue(cJSON_GetObjectItem(one, "input"));
-    CHECK(out && strstr(out, "answer: ") && strstr(strstr(out, "answer: "), "say "), "a worked example in front: %s", out ? out : "");
+    CHECK(out && strstr(out, "answer: ") && strstr(strstr(out, "answer: "), "say "), "a worked example in front: %s",
+          out ? out : "");
     cJSON_Delete(one);
     cJSON_Delete(results);
     cJSON_Delete(printed);
@@ -785,19 +866,29 @@ static void test_evaluation(void)
 
     /* A task without the prompt is as if there were none. */
     forget_run("eval-plain");
-    CHECK(promot("eval --model " SCRATCH "/promot/model " BOTH " --shots 1 " COMMON " --out " SCRATCH "/eval-plain") == 0, "exit");
-    CHECK(same_file(SCRATCH "/eval/predictions/other.1.jsonl", SCRATCH "/eval-plain/predictions/other.1.jsonl"), "the prompt reached another task");
-    CHECK(!same_file(SCRATCH "/eval/predictions/toy.0.jsonl", SCRATCH "/eval-plain/predictions/toy.1.jsonl"), "the prompt does not reach its task");
+    CHECK(promot("eval --model " SCRATCH "/promot/model " BOTH " --shots 1 " COMMON " --out " SCRATCH "/eval-plain") ==
+              0,
+          "exit");
+    CHECK(same_file(SCRATCH "/eval/predictions/other.1.jsonl", SCRATCH "/eval-plain/predictions/other.1.jsonl"),
+          "the prompt reached another task");
+    CHECK(!same_file(SCRATCH "/eval/predictions/toy.0.jsonl", SCRATCH "/eval-plain/predictions/toy.1.jsonl"),
+          "the prompt does not reach its task");
     out = standard_output();
     CHECK(strstr(out, "Norm. Avg.") && strstr(out, "other") && strstr(out, "1-shot"), "the table: %s", out);
     free(out);
     forget_run("eval-limit");
-    CHECK(promot("eval --model " SCRATCH "/promot/model " TOY " --limit 7 " COMMON " --out " SCRATCH "/eval-limit") == 0, "exit");
+    CHECK(promot("eval --model " SCRATCH "/promot/model " TOY " --limit 7 " COMMON " --out " SCRATCH "/eval-limit") ==
+              0,
+          "exit");
     results = run_read_json("eval-limit", "results.json");
     CHECK(fabs(number_in(cJSON_GetObjectItem(cJSON_GetObjectItem(results, "tasks"), "toy"), "n") - 7) < 0.5, "--limit");
     cJSON_Delete(results);
-    CHECK(promot("eval --model " SCRATCH "/promot/model --prompt " SCRATCH "/promot/prompt/toy --prompt-tasks rte " TOY) == 2 && error_lines() == 1, "an unknown task");
-    CHECK(promot("eval --model " SCRATCH "/promot/model " TOY " --shots 1000") == 2 && error_lines() == 1, "more shots than examples");
+    CHECK(promot("eval --model " SCRATCH "/promot/model --prompt " SCRATCH
+                 "/promot/prompt/toy --prompt-tasks rte " TOY) == 2 &&
+              error_lines() == 1,
+          "an unknown task");
+    CHECK(promot("eval --model " SCRATCH "/promot/model " TOY " --shots 1000") == 2 && error_lines() == 1,
+          "more shots than examples");
 }
 
 /* --show prints what the model sees, N lines, and nothing else happens. */
@@ -817,8 +908,11 @@ static void check_show(const char *command)
         size_t n = 0;
         CHECK(input && tokenizer_encode(tokenizer, input, strlen(input), &expected, &n, &error) == 0, "no input");
         CHECK(cJSON_GetArraySize(ids) == (int)n + 1, "%d ids (expected %zu and EOS)", cJSON_GetArraySize(ids), n);
-        for (size_t k = 0; k < n; k++) CHECK(cJSON_GetArrayItem(ids, (int)k)->valueint == expected[k], "id %zu of: %s", k, input);
-        CHECK(cJSON_IsArray(cJSON_GetObjectItem(json, "targets")) && cJSON_IsArray(cJSON_GetObjectItem(json, "target_ids")), "targets");
+        for (size_t k = 0; k < n; k++)
+            CHECK(cJSON_GetArrayItem(ids, (int)k)->valueint == expected[k], "id %zu of: %s", k, input);
+        CHECK(cJSON_IsArray(cJSON_GetObjectItem(json, "targets")) &&
+                  cJSON_IsArray(cJSON_GetObjectItem(json, "target_ids")),
+              "targets");
         free(expected);
         cJSON_Delete(json);
     }
@@ -844,16 +938,24 @@ static void test_two_tasks(void)
     cJSON *done;
     if (!fixture()) return;
     forget_run("tasks");
-    CHECK(promot("train --model " SCRATCH "/model " BOTH " " COMMON " --prompt-length 3 --batch 8 --prompt-steps 6 --steps 6 --max-length 3 --out " SCRATCH "/tasks") == 0 ||
-              !errors_contain("(what it said)"), "exit");
+    CHECK(promot("train --model " SCRATCH "/model " BOTH " " COMMON
+                 " --prompt-length 3 --batch 8 --prompt-steps 6 --steps 6 --max-length 3 --out " SCRATCH
+                 "/tasks") == 0 ||
+              !errors_contain("(what it said)"),
+          "exit");
     check_finished("tasks", true);
     CHECK(run_has("tasks", "prompt/other/adapter_model.safetensors") &&
-              !same_file(SCRATCH "/tasks/prompt/toy/adapter_model.safetensors", SCRATCH "/tasks/prompt/other/adapter_model.safetensors"), "two prompts");
+              !same_file(SCRATCH "/tasks/prompt/toy/adapter_model.safetensors",
+                         SCRATCH "/tasks/prompt/other/adapter_model.safetensors"),
+          "two prompts");
     done = run_read_json("tasks", "DONE");
     CHECK(cJSON_GetArraySize(cJSON_GetObjectItem(done, "stages")) == 2, "two stages");
     cJSON_Delete(done);
-    CHECK(promot("train --model " SCRATCH "/model --task toy.train=" SCRATCH "/data/train.jsonl --task toy.dev=" SCRATCH "/data/dev.jsonl --task-file " SCRATCH
-                 "/toy.json " COMMON " --method finetune --batch 4 --steps 2 --shots 1 --micro-batch 3 --out " SCRATCH "/tasks/splits") == 0, "splits one by one, and shots");
+    CHECK(promot("train --model " SCRATCH "/model --task toy.train=" SCRATCH "/data/train.jsonl --task toy.dev=" SCRATCH
+                 "/data/dev.jsonl --task-file " SCRATCH "/toy.json " COMMON
+                 " --method finetune --batch 4 --steps 2 --shots 1 --micro-batch 3 --out " SCRATCH
+                 "/tasks/splits") == 0,
+          "splits one by one, and shots");
 }
 
 /* -------------------------------------------------------------------------------------------------------------- pretrain */
@@ -877,23 +979,35 @@ static double mean_loss(const char *run, size_t first, size_t count)
 
 static void test_pretraining(void)
 {
-#define PRETRAIN "pretrain --config " SCRATCH "/config.json --text " SCRATCH "/text.txt --threads 1 --quiet --batch 8 --input-length 48 --lr 0.02"
+#define PRETRAIN                                                                                                       \
+    "pretrain --config " SCRATCH "/config.json --text " SCRATCH                                                        \
+    "/text.txt --threads 1 --quiet --batch 8 --input-length 48 --lr 0.02"
     int kills[2] = {0};
     if (!fixture()) return;
     forget_run("pre");
     forget_run("pre-whole");
     forget_run("pre-killed");
-    CHECK(promot(PRETRAIN " --train-vocab 400 --steps 120 --out " SCRATCH "/pre") == 0 || !errors_contain("(what it said)"), "exit");
+    CHECK(promot(PRETRAIN " --train-vocab 400 --steps 120 --out " SCRATCH "/pre") == 0 ||
+              !errors_contain("(what it said)"),
+          "exit");
     check_log("pre", &(LogStage){"pretrain", 120, 0}, 1);
-    CHECK(mean_loss("pre", 110, 10) < 0.6 * mean_loss("pre", 0, 10), "the loss falls from %g to %g", mean_loss("pre", 0, 10), mean_loss("pre", 110, 10));
+    CHECK(mean_loss("pre", 110, 10) < 0.6 * mean_loss("pre", 0, 10), "the loss falls from %g to %g",
+          mean_loss("pre", 0, 10), mean_loss("pre", 110, 10));
     CHECK(run_has("pre", "model/spiece.model") && run_has("pre", "DONE") && !run_has("pre", "checkpoints"), "a model");
-    CHECK(promot("generate --model " SCRATCH "/pre/model --input the --threads 1 --beams 2 --max-length 4") == 0, "that generates");
-    CHECK(promot(PRETRAIN " --tokenizer " SCRATCH "/spiece.model --steps 30 --save-every 3 --out " SCRATCH "/pre-whole") == 0, "the unbroken run");
-    kill_until_done(PRETRAIN " --tokenizer " SCRATCH "/spiece.model --steps 30 --save-every 3 --out " SCRATCH "/pre-killed", "pre-killed", 9, "none", kills);
+    CHECK(promot("generate --model " SCRATCH "/pre/model --input the --threads 1 --beams 2 --max-length 4") == 0,
+          "that generates");
+    CHECK(promot(PRETRAIN " --tokenizer " SCRATCH "/spiece.model --steps 30 --save-every 3 --out " SCRATCH
+                          "/pre-whole") == 0,
+          "the unbroken run");
+    kill_until_done(PRETRAIN " --tokenizer " SCRATCH "/spiece.model --steps 30 --save-every 3 --out " SCRATCH
+                             "/pre-killed",
+                    "pre-killed", 9, "none", kills);
     CHECK(kills[0] >= 10, "%d kills are too few", kills[0]);
     check_same_directory("pre-killed", "pre-whole", "model");
     check_log("pre-killed", &(LogStage){"pretrain", 30, 0}, 1);
-    CHECK(promot("pretrain --model " SCRATCH "/pre/model --text " SCRATCH "/text.txt --threads 1 --quiet --batch 4 --steps 3 --out " SCRATCH "/pre/again") == 0, "a given model");
+    CHECK(promot("pretrain --model " SCRATCH "/pre/model --text " SCRATCH
+                 "/text.txt --threads 1 --quiet --batch 4 --steps 3 --out " SCRATCH "/pre/again") == 0,
+          "a given model");
     CHECK(promot(PRETRAIN " --out " SCRATCH "/pre/none") == 2 && error_lines() == 1, "no vocabulary");
 }
 
@@ -917,8 +1031,17 @@ static void test_decoding_alone_and_together(void)
         inputs[i] = (TokenExample){.input = ids[i], .input_length = length, .prompt = -1, .number = i};
     }
     for (int way = 0; model && way < 4; way++) {
-        DecodeSettings settings = {.beams = way == 1 ? 1 : 4, .n_best = way == 0 ? 3 : 1, .max_length = 12, .rule = way == 2 ? LENGTH_HF : LENGTH_T5X,
-                                   .alpha = 0.6, .length_penalty = 1, .sample = way == 3, .temperature = 0.8, .top_p = 0.9, .top_k = 50, .seed = 3};
+        DecodeSettings settings = {.beams = way == 1 ? 1 : 4,
+                                   .n_best = way == 0 ? 3 : 1,
+                                   .max_length = 12,
+                                   .rule = way == 2 ? LENGTH_HF : LENGTH_T5X,
+                                   .alpha = 0.6,
+                                   .length_penalty = 1,
+                                   .sample = way == 3,
+                                   .temperature = 0.8,
+                                   .top_p = 0.9,
+                                   .top_k = 50,
+                                   .seed = 3};
         size_t n = settings.n_best;
         Hypothesis *together, *alone;
         if (way == 3) settings.beams = 1;
@@ -926,11 +1049,15 @@ static void test_decoding_alone_and_together(void)
         alone = host_alloc(COUNT * n, sizeof *alone);
         CHECK(decode(model, NULL, inputs, COUNT, &settings, together, NULL, NULL, &error) == 0, "%s", error.text);
         for (size_t i = 0; i < COUNT; i++)
-            CHECK(decode(model, NULL, &inputs[i], 1, &settings, alone + i * n, NULL, NULL, &error) == 0, "%s", error.text);
+            CHECK(decode(model, NULL, &inputs[i], 1, &settings, alone + i * n, NULL, NULL, &error) == 0, "%s",
+                  error.text);
         for (size_t i = 0; i < COUNT * n; i++) {
-            CHECK(together[i].length == alone[i].length && memcmp(together[i].ids, alone[i].ids, alone[i].length * sizeof(int32_t)) == 0, "way %d, output %zu", way, i);
+            CHECK(together[i].length == alone[i].length &&
+                      memcmp(together[i].ids, alone[i].ids, alone[i].length * sizeof(int32_t)) == 0,
+                  "way %d, output %zu", way, i);
             /* The matrix products of one row and of many may add in another order: 12 steps' rounding of 1e-7 each. */
-            CHECK(fabs(together[i].score - alone[i].score) < 1e-4, "way %d, output %zu: %.9g and %.9g", way, i, together[i].score, alone[i].score);
+            CHECK(fabs(together[i].score - alone[i].score) < 1e-4, "way %d, output %zu: %.9g and %.9g", way, i,
+                  together[i].score, alone[i].score);
         }
         hypotheses_free(together, COUNT * n);
         hypotheses_free(alone, COUNT * n);
@@ -941,16 +1068,26 @@ static void test_decoding_alone_and_together(void)
 
 static void test_generating(void)
 {
-    static const char *const ways[] = {"--beams 1", "--beams 4 --n-best 2 --scores", "--beams 3 --length-rule hf", "--sample --top-k 40 --beams 1"};
+    static const char *const ways[] = {"--beams 1", "--beams 4 --n-best 2 --scores", "--beams 3 --length-rule hf",
+                                       "--sample --top-k 40 --beams 1"};
     char *one, *two, *other;
     if (!fixture()) return;
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
-        CHECK(promot("generate --model " SCRATCH "/model --file " SCRATCH "/text.txt --ids --max-length 8 --threads 1 --seed 3 %s", ways[i]) == 0, "%s", ways[i]);
+        CHECK(promot("generate --model " SCRATCH "/model --file " SCRATCH
+                     "/text.txt --ids --max-length 8 --threads 1 --seed 3 %s",
+                     ways[i]) == 0,
+              "%s", ways[i]);
         one = standard_output();
-        CHECK(promot("generate --model " SCRATCH "/model --file " SCRATCH "/text.txt --ids --max-length 8 --threads 3 --seed 3 %s", ways[i]) == 0, "%s", ways[i]);
+        CHECK(promot("generate --model " SCRATCH "/model --file " SCRATCH
+                     "/text.txt --ids --max-length 8 --threads 3 --seed 3 %s",
+                     ways[i]) == 0,
+              "%s", ways[i]);
         two = standard_output();
         CHECK(strcmp(one, two) == 0 && strlen(one) > 100, "%s: 3 threads differ from 1", ways[i]);
-        CHECK(promot("generate --model " SCRATCH "/model --file " SCRATCH "/text.txt --ids --max-length 8 --threads 1 --seed 4 %s", ways[i]) == 0, "%s", ways[i]);
+        CHECK(promot("generate --model " SCRATCH "/model --file " SCRATCH
+                     "/text.txt --ids --max-length 8 --threads 1 --seed 4 %s",
+                     ways[i]) == 0,
+              "%s", ways[i]);
         other = standard_output();
         CHECK((strcmp(one, other) == 0) == !strstr(ways[i], "--sample"), "%s: the seed", ways[i]);
         free(one);
