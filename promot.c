@@ -5332,7 +5332,7 @@ typedef enum { FLAG, WHOLE, REAL, TEXT, CHOICE, LIST } OptionKind; /* LIST: may 
 
 /* id, name, kind, default (NULL: none), least, most (WHOLE, REAL), commands, argument or choices, help */
 /* clang-format off */
-#define OPTIONS(X)                                                                                                         \
+#define OPTIONS(X) \
     X(MODEL, "model", TEXT, NULL, 0, 0, FOR_MODEL, "DIR", "a Hugging Face T5 or mT5 directory")                            \
     X(TASK, "task", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL, "NAME=PATH", "a task and its data; NAME.train=FILE, NAME.dev=FILE say the splits") \
     X(TASK_FILE, "task-file", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL, "FILE", "an own task, described in JSON")            \
