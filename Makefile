@@ -16,7 +16,7 @@ CXX_     += -I$(BREW)/include
 LIBS     += -L$(BREW)/lib -L$(BREW)/opt/libomp/lib -lomp
 endif
 
-DATA      = checkpoint files metrics prompt_file safetensors tasks torch_file unicode_text
+DATA      = checkpoint files metrics options prompt_file safetensors tasks torch_file unicode_text
 HEADERS   = promot.h $(wildcard data/*.h data/demo/*.h tokenizer/*.h tests/*.h)
 TESTS     = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c)) fuzz_formats
 # Tests of chapter 2 run a second time with every number a double, for finite differences.

@@ -54,6 +54,7 @@
 
 #include "data/files.h"
 #include "data/metrics.h"
+#include "data/options.h"
 #include "data/prompt_file.h"
 
 #define PROMOT_VERSION "0.1.0"
@@ -5328,8 +5329,6 @@ enum {
     FOR_DECODING = FOR_GENERATE | FOR_TRAIN | FOR_EVAL
 };
 
-typedef enum { FLAG, WHOLE, REAL, TEXT, CHOICE, LIST } OptionKind; /* LIST: may be given several times */
-
 /* id, name, kind, default (NULL: none), least, most (WHOLE, REAL), commands, argument or choices, help */
 /* clang-format off */
 #define OPTIONS(X) \
@@ -5429,144 +5428,13 @@ typedef enum {
         N_OPTIONS
 } OptionId;
 
-typedef struct {
-    const char *name;
-    OptionKind kind;
-    const char *fallback;
-    double least, most;
-    unsigned commands;
-    const char *argument, *help;
-} Option;
-
-static const Option options[N_OPTIONS] = {
+static const Option option_table[N_OPTIONS] = {
 #define X(id, ...) {__VA_ARGS__},
     OPTIONS(X)
 #undef X
 };
 
-/* The options of one call. Values were checked when they were parsed. */
-typedef struct {
-    const char *command;
-    unsigned which;              /* FOR_… */
-    const char *text[N_OPTIONS]; /* NULL: not given, no default */
-    bool given[N_OPTIONS];
-    const char **list[N_OPTIONS]; /* of a LIST */
-    size_t n_list[N_OPTIONS];
-    char *owned; /* run.json's text, when a run is resumed: values point into it */
-} Options;
-
-static bool is_choice(const char *choices, const char *value)
-{
-    size_t length = strlen(value);
-    for (const char *at = choices; at; at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL)
-        if (strcspn(at, "|") == length && strncmp(at, value, length) == 0) return true;
-    return false;
-}
-
-static int option_check(const Option *option, const char *value, Error *error)
-{
-    char *end;
-    double number;
-    if (option->kind == CHOICE && !is_choice(option->argument, value))
-        return error_set(error, EXIT_USAGE, "--%s: expected %s, found %s", option->name, option->argument, value);
-    if (option->kind != WHOLE && option->kind != REAL) return 0;
-    errno = 0;
-    number = strtod(value, &end);
-    if (end == value || *end || !isfinite(number) || isspace((unsigned char)*value) || strpbrk(value, "xXpP") ||
-        (option->kind == WHOLE && number != floor(number)))
-        return error_set(error, EXIT_USAGE, "--%s: expected a %snumber, found %s", option->name,
-                         option->kind == WHOLE ? "whole " : "", value);
-    if (number < option->least || number > option->most)
-        return error_set(error, EXIT_USAGE, "--%s: expected a number from %g to %g, found %s", option->name,
-                         option->least, option->most, value);
-    return 0;
-}
-
-/* How many single-letter edits turn one name into another: for "did you mean". */
-static size_t edit_distance(const char *a, const char *b)
-{
-    enum { LONGEST = 40 };
-    size_t row[LONGEST + 1], n = min_size(strlen(b), LONGEST);
-    for (size_t j = 0; j <= n; j++) row[j] = j;
-    for (size_t i = 0; a[i]; i++) {
-        size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (size_t j = 0; j < n; j++) {
-            size_t change = diagonal + (a[i] != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = min_size(change, min_size(row[j], row[j + 1]) + 1);
-        }
-    }
-    return row[n];
-}
-
-static int unknown_option(const Options *o, const char *name, Error *error)
-{
-    const char *nearest = NULL;
-    size_t best = 4;
-    for (size_t i = 0; i < N_OPTIONS; i++) {
-        size_t distance = edit_distance(name, options[i].name);
-        if (options[i].commands & o->which && distance < best) best = distance, nearest = options[i].name;
-    }
-    if (nearest)
-        return error_set(error, EXIT_USAGE, "--%s: no such option of %s (did you mean --%s?)", name, o->command,
-                         nearest);
-    return error_set(error, EXIT_USAGE, "--%s: no such option of %s (promot %s --help lists them)", name, o->command,
-                     o->command);
-}
-
-static int options_parse(Options *o, int argc, char **argv, Error *error)
-{
-    for (size_t i = 0; i < N_OPTIONS; i++) o->text[i] = options[i].commands & o->which ? options[i].fallback : NULL;
-    for (int a = 0; a < argc; a++) {
-        const char *equals = strchr(argv[a], '='), *value = NULL;
-        size_t length = equals ? (size_t)(equals - argv[a]) : strlen(argv[a]), id = 0;
-        char name[64];
-        if (strcmp(argv[a], "-h") == 0) argv[a] = (char *)"--help", length = 6;
-        if (strncmp(argv[a], "--", 2) != 0)
-            return error_set(error, EXIT_USAGE, "%s: %s: expected an option", o->command, argv[a]);
-        snprintf(name, sizeof name, "%.*s", (int)min_size(length - 2, sizeof name - 1), argv[a] + 2);
-        while (id < N_OPTIONS && !(options[id].commands & o->which && strcmp(options[id].name, name) == 0)) id++;
-        if (id == N_OPTIONS) return unknown_option(o, name, error);
-        if (options[id].kind == FLAG) {
-            if (equals) return error_set(error, EXIT_USAGE, "--%s: takes no value", name);
-            value = "true";
-        } else {
-            if (!equals && a + 1 == argc)
-                return error_set(error, EXIT_USAGE, "--%s: expected a value (%s)", name, options[id].argument);
-            value = equals ? equals + 1 : argv[++a];
-        }
-        if (option_check(&options[id], value, error)) return -1;
-        o->text[id] = value;
-        o->given[id] = true;
-        if (options[id].kind == LIST) {
-            o->list[id] = host_grow(o->list[id], o->n_list[id] + 1, sizeof *o->list[id]);
-            o->list[id][o->n_list[id]++] = value;
-        }
-    }
-    return 0;
-}
-
-static double option_real(const Options *o, OptionId id)
-{
-    return strtod(o->text[id], NULL);
-}
-
-static size_t option_size(const Options *o, OptionId id)
-{
-    return (size_t)option_real(o, id);
-}
-
-static bool option_true(const Options *o, OptionId id) /* of a FLAG or a true|false CHOICE */
-{
-    return o->text[id] && strcmp(o->text[id], "true") == 0;
-}
-
-static int option_need(const Options *o, OptionId id, Error *error)
-{
-    if (o->text[id]) return 0;
-    return error_set(error, EXIT_USAGE, "%s: --%s %s is needed", o->command, options[id].name, options[id].argument);
-}
+_Static_assert((int)N_OPTIONS <= (int)MAX_OPTIONS, "data/options.h has room for fewer options");
 
 /* --- small things that several commands need */
 
@@ -5815,7 +5683,7 @@ static void info_print_json(const Options *o, const Model *model, const char *st
 }
 
 /* Looks at the headers only: no weight is read, but to see whether a head is the embedding. */
-static int command_info(const Options *o, Error *error)
+static int command_info(Options *o, Error *error)
 {
     Model model = {0};
     Checkpoint *checkpoint = NULL;
@@ -5883,7 +5751,7 @@ static int tokenize_line(const Options *o, const Tokenizer *tokenizer, const cha
     return 0;
 }
 
-static int command_tokenize(const Options *o, Error *error)
+static int command_tokenize(Options *o, Error *error)
 {
     Tokenizer *tokenizer;
     Lines lines;
@@ -6001,7 +5869,7 @@ static int generate_with(const Options *o, const Model *model, const Tokenizer *
     return status;
 }
 
-static int command_generate(const Options *o, Error *error)
+static int command_generate(Options *o, Error *error)
 {
     bool needs_text = !option_true(o, OPT_IDS_IN) || !option_true(o, OPT_IDS_OUT);
     Device *dev = NULL;
@@ -6114,7 +5982,7 @@ static int score_files(const Options *o, Metric metric, const Lines *predictions
     return status;
 }
 
-static int command_score(const Options *o, Error *error)
+static int command_score(Options *o, Error *error)
 {
     Lines predictions, references;
     Metric metric;
@@ -6123,7 +5991,7 @@ static int command_score(const Options *o, Error *error)
         option_need(o, OPT_REFERENCES, error))
         return -1;
     if (metric_by_name(&metric, o->text[OPT_METRIC]))
-        return error_set(error, EXIT_USAGE, "--metric: expected %s, found %s", options[OPT_METRIC].help,
+        return error_set(error, EXIT_USAGE, "--metric: expected %s, found %s", option_table[OPT_METRIC].help,
                          o->text[OPT_METRIC]);
     if (lines_read(&predictions, o->text[OPT_PREDICTIONS], error)) return -1;
     if (lines_read(&references, o->text[OPT_REFERENCES], error)) {
@@ -6454,7 +6322,7 @@ static int dump_with(const Options *o, Model *model, Error *error)
     return status;
 }
 
-static int command_dump(const Options *o, Error *error)
+static int command_dump(Options *o, Error *error)
 {
     Device *dev = NULL;
     Model *model = NULL;
@@ -6602,73 +6470,29 @@ static bool is_listed(const char *list, const char *name)
 
 /* --- promot train and pretrain: the run's directory and settings */
 
-/* The settings of a run, as run.json records them and a resumed run must repeat them. */
-static bool is_recorded(size_t id)
+/* What run.json does not record, and a resumed run may change: where the run is, and how it is told and computed. */
+static bool is_not_recorded(size_t id)
 {
-    return id != OPT_RESUME && id != OPT_QUIET && id != OPT_JSON && id != OPT_HELP && id != OPT_SHOW &&
-           id != OPT_THREADS && id != OPT_OUT;
+    return id == OPT_RESUME || id == OPT_QUIET || id == OPT_JSON || id == OPT_HELP || id == OPT_SHOW ||
+           id == OPT_THREADS || id == OPT_OUT;
 }
 
 static char *run_json(const Options *o, const Device *dev)
 {
-    cJSON *json = cJSON_CreateObject(), *settings;
+    cJSON *json = cJSON_CreateObject();
     char *text;
     cJSON_AddStringToObject(json, "promot", PROMOT_VERSION);
     cJSON_AddStringToObject(json, "command", o->command);
     cJSON_AddStringToObject(json, "compiler", __VERSION__);
     cJSON_AddNumberToObject(json, "threads", device_threads(dev));
-    settings = cJSON_AddObjectToObject(json, "settings");
-    for (size_t i = 0; i < N_OPTIONS; i++) {
-        if (!(options[i].commands & o->which) || !is_recorded(i)) continue;
-        if (options[i].kind == LIST)
-            cJSON_AddItemToObject(settings, options[i].name, cJSON_CreateStringArray(o->list[i], (int)o->n_list[i]));
-        else if (o->text[i])
-            cJSON_AddStringToObject(settings, options[i].name, o->text[i]);
-    }
+    options_record(o, is_not_recorded, cJSON_AddObjectToObject(json, "settings"));
     text = cJSON_Print(json);
     cJSON_Delete(json);
     return text;
 }
 
-/* A resumed run takes its settings from run.json; what is given again must be the same. */
-static int recall_settings(Options *o, const char *path, cJSON *settings, Error *error)
-{
-    for (size_t i = 0; i < N_OPTIONS; i++) {
-        const cJSON *item = cJSON_GetObjectItemCaseSensitive(settings, options[i].name), *entry;
-        if (!(options[i].commands & o->which) || !is_recorded(i)) continue;
-        if (options[i].kind == LIST) {
-            size_t n = (size_t)cJSON_GetArraySize(item), k = 0;
-            const char **list = host_alloc(n, sizeof *list);
-            bool same = n == o->n_list[i];
-            cJSON_ArrayForEach(entry, item)
-            {
-                list[k] = cJSON_IsString(entry) ? entry->valuestring : "";
-                same = same && strcmp(list[k], o->list[i][k]) == 0;
-                k++;
-            }
-            if (o->given[i] && !same) {
-                free(list);
-                return error_set(error, EXIT_USAGE, "--%s: differs from %s (a resumed run keeps its settings)",
-                                 options[i].name, path);
-            }
-            o->list[i] = list; /* the one that was given belongs to the caller */
-            o->n_list[i] = n;
-            continue;
-        }
-        if (o->given[i] && !(cJSON_IsString(item) && strcmp(item->valuestring, o->text[i]) == 0))
-            return error_set(error, EXIT_USAGE,
-                             "--%s %s: differs from %s, which has %s (a resumed run keeps its settings)",
-                             options[i].name, o->text[i], path, cJSON_IsString(item) ? item->valuestring : "nothing");
-        o->text[i] = cJSON_IsString(item) ? item->valuestring : NULL;
-        if (!o->text[i] && options[i].fallback)
-            return error_set(error, EXIT_FAILED, "%s: %s is missing (expected every setting of the run)", path,
-                             options[i].name);
-        if (o->text[i] && option_check(&options[i], o->text[i], error)) return -1;
-    }
-    return 0;
-}
-
-/* Reads run.json of a run that is to be resumed. *settings keeps the texts that the options then point into. */
+/* A resumed run takes its settings from run.json; what is given again must be the same. *settings keeps the texts
+ * that the options then point into. */
 static int resume_options(Options *o, cJSON **settings, Error *error)
 {
     char *path = path_join(o->text[OPT_OUT], "run.json"), *text;
@@ -6679,7 +6503,7 @@ static int resume_options(Options *o, cJSON **settings, Error *error)
         text = text_format("%.*s", (int)file.bytes, (const char *)file.data);
         json = cJSON_Parse(text);
         *settings = cJSON_DetachItemFromObjectCaseSensitive(json, "settings");
-        status = cJSON_IsObject(*settings) ? recall_settings(o, path, *settings, error)
+        status = cJSON_IsObject(*settings) ? options_recall(o, is_not_recorded, *settings, path, error)
                                            : error_set(error, EXIT_FAILED, "%s: not the settings of a run", path);
         cJSON_Delete(json);
         free(text);
@@ -7029,9 +6853,8 @@ static int train_run(const Options *o, Run *run, bool resumed, Error *error)
     return status;
 }
 
-static int command_train(const Options *given, Error *error)
+static int command_train(Options *o, Error *error)
 {
-    Options recalled = *given, *o = &recalled;
     Device *dev = NULL;
     Model *model = NULL;
     Tokenizer *tokenizer = NULL;
@@ -7049,8 +6872,6 @@ static int command_train(const Options *given, Error *error)
         Run run = {.model = model, .tokenizer = tokenizer};
         status = train_run(o, &run, resumed, error);
     }
-    for (size_t i = 0; i < N_OPTIONS; i++)
-        if (recalled.list[i] != given->list[i]) free(recalled.list[i]);
     cJSON_Delete(settings);
     tokenizer_close(tokenizer);
     model_close(model);
@@ -7126,9 +6947,8 @@ static int pretrain_run(const Options *o, Run *run, bool resumed, Error *error)
     return status;
 }
 
-static int command_pretrain(const Options *given, Error *error)
+static int command_pretrain(Options *o, Error *error)
 {
-    Options recalled = *given, *o = &recalled;
     Device *dev = NULL;
     Model *model = NULL;
     Tokenizer *tokenizer = NULL;
@@ -7346,7 +7166,8 @@ static int check_task_list(const Options *o, OptionId id, const TaskArgument *ta
         bool known = false;
         for (size_t i = 0; i < count; i++) known |= strcmp(tasks[i].name, name) == 0;
         if (!known)
-            error_set(error, EXIT_USAGE, "--%s: expected names of the given tasks, found %s", options[id].name, name);
+            error_set(error, EXIT_USAGE, "--%s: expected names of the given tasks, found %s", option_table[id].name,
+                      name);
         free(name);
         if (!known) return -1;
     }
@@ -7385,7 +7206,7 @@ static int eval_with(const Options *o, const Model *model, const Tokenizer *toke
     return status;
 }
 
-static int command_eval(const Options *o, Error *error)
+static int command_eval(Options *o, Error *error)
 {
     Device *dev = NULL;
     Model *model = NULL;
@@ -7408,7 +7229,7 @@ static int command_eval(const Options *o, Error *error)
 static const struct {
     const char *name;
     unsigned which;
-    int (*run)(const Options *o, Error *error);
+    int (*run)(Options *o, Error *error); /* a resumed run changes its options */
     const char *help, *example;
 } commands[] = {
     {"info", FOR_INFO, command_info, "what a model is, and the memory it will need", "promot info --model mt5-small"},
@@ -7436,28 +7257,18 @@ static void print_help(void)
     puts("\nResults go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage or input.");
 }
 
-static void print_command_help(size_t command)
+static void print_command_help(size_t command, const Options *o)
 {
-    printf("promot %s: %s\n\nexample: %s\n\n", commands[command].name, commands[command].help,
-           commands[command].example);
-    for (size_t i = 0; i < N_OPTIONS; i++) {
-        const Option *option = &options[i];
-        char *left;
-        if (!(option->commands & commands[command].which)) continue;
-        left = text_format("--%s%s%s", option->name, option->argument ? " " : "",
-                           option->argument ? option->argument : "");
-        printf("  %-34s %s", left, option->help);
-        if (option->fallback && *option->fallback)
-            printf(" [%s]", strcmp(option->fallback, " ") == 0 ? "a space" : option->fallback);
-        putchar('\n');
-        free(left);
-    }
+    char *help = options_help(o);
+    printf("promot %s: %s\n\nexample: %s\n\n%s", commands[command].name, commands[command].help,
+           commands[command].example, help ? help : "");
+    free(help);
 }
 
 static int run_command(int argc, char **argv, Error *error)
 {
     size_t command = 0, n = sizeof commands / sizeof *commands;
-    Options o = {0};
+    Options o = {.table = option_table, .count = N_OPTIONS};
     int status;
     if (argc < 2)
         return error_set(error, EXIT_USAGE, "usage: promot COMMAND [options] (promot --help lists the commands)");
@@ -7469,10 +7280,10 @@ static int run_command(int argc, char **argv, Error *error)
     o.which = commands[command].which;
     status = options_parse(&o, argc - 2, argv + 2, error);
     if (!status && option_true(&o, OPT_HELP))
-        print_command_help(command);
+        print_command_help(command, &o);
     else if (!status)
         status = commands[command].run(&o, error);
-    for (size_t i = 0; i < N_OPTIONS; i++) free(o.list[i]);
+    options_free(&o);
     return status;
 }
 
