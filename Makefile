@@ -19,14 +19,16 @@ endif
 DATA      = checkpoint files metrics options prompt_file safetensors tasks torch_file unicode_text
 HEADERS   = promot.h $(wildcard data/*.h data/demo/*.h tokenizer/*.h tests/*.h)
 TESTS     = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c)) fuzz_formats
-# Tests of chapter 2 run a second time with every number a double, for finite differences.
-DOUBLE    = test_kernels test_matmul_attention
+# These run a second time with every number a double, for finite differences.
+DOUBLE    = test_kernels test_matmul_attention test_model
 # Test programs include the file they test, promot.c among them.
 INCLUDED  = promot.c $(wildcard data/*.c data/demo/*.c)
 
 # One directory of objects for each way of building: plain, and with sanitizers.
 B         = build
 SANITIZE  = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+
+MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 .PHONY: all demo test test-sanitized setup help clean
 all: promot

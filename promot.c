@@ -6668,7 +6668,7 @@ static int announce(Run *run, Error *error)
 {
     enum { SAMPLE = 1000 };             /* documents of a corpus that are corrupted to see how long they get */
     const double share_of_matmul = 0.7; /* what a whole step reaches of the speed of its matrix products */
-    double speed = measure_flops(run->model->dev) * share_of_matmul;
+    double speed = run->quiet ? 1 : measure_flops(run->model->dev) * share_of_matmul;
     size_t count = run->source.examples ? run->source.count : min_size(run->source.count, SAMPLE);
     TokenExample *examples = host_alloc(count, sizeof *examples);
     int status = 0;
@@ -6816,11 +6816,17 @@ static void run_settings(const Options *o, Run *run)
 static int train_with(const Options *o, Run *run, bool resumed, Error *error)
 {
     char *state = run_file(run, "checkpoints/state.safetensors");
-    bool restore = resumed && path_exists(state);
-    int lock = -1, status = restore ? state_read(run, state, true, NULL, error) : 0;
+    int lock = -1, status = 0;
+    bool restore;
+    /* A run is locked before its state is read; a new one is announced before its directory is made. */
+    if (resumed && (lock = run_begin(o, run->model->dev, true, error)) < 0) status = -1;
+    if (!status && resumed && run_is_done(o))
+        status = error_set(error, EXIT_USAGE, "%s: another process has just finished this run", run->directory);
+    restore = !status && resumed && path_exists(state);
+    if (restore) status = state_read(run, state, true, NULL, error);
     free(state);
     if (!status) status = announce(run, error);
-    if (!status && (lock = run_begin(o, run->model->dev, resumed, error)) < 0) status = -1;
+    if (!status && !resumed && (lock = run_begin(o, run->model->dev, false, error)) < 0) status = -1;
     if (!status) status = run_execute(run, resumed, error);
     if (!status) {
         cJSON *results = run_results(run);
@@ -6947,6 +6953,15 @@ static int pretrain_run(const Options *o, Run *run, bool resumed, Error *error)
     return status;
 }
 
+/* A new run that was refused before it began leaves no directory behind: all that is in it is the vocabulary. */
+static void forget_if_not_begun(const Options *o)
+{
+    char *path = path_join(o->text[OPT_OUT], "run.json");
+    Error ignored;
+    if (!path_exists(path)) directory_remove(o->text[OPT_OUT], &ignored);
+    free(path);
+}
+
 static int command_pretrain(Options *o, Error *error)
 {
     Device *dev = NULL;
@@ -6966,11 +6981,14 @@ static int command_pretrain(Options *o, Error *error)
         !(model = model_create(o->text[OPT_CONFIG], dev, random_fold(option_size(o, OPT_SEED), 400), error)))
         status = -1;
     if (!status && !model && !(model = open_model(o, dev, error))) status = -1;
-    if (!status) status = pretrain_vocabulary(o, &directory, error);
-    if (!status && !(tokenizer = open_tokenizer(directory, error))) status = -1;
     if (!status) {
-        Run run = {.model = model, .tokenizer = tokenizer, .model_directory = directory};
-        status = pretrain_run(o, &run, resumed, error);
+        status = pretrain_vocabulary(o, &directory, error);
+        if (!status && !(tokenizer = open_tokenizer(directory, error))) status = -1;
+        if (!status) {
+            Run run = {.model = model, .tokenizer = tokenizer, .model_directory = directory};
+            status = pretrain_run(o, &run, resumed, error);
+        }
+        if (status && !option_true(o, OPT_RESUME)) forget_if_not_begun(o);
     }
     free(directory);
     cJSON_Delete(settings);

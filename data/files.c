@@ -420,9 +420,9 @@ static int lines_check(const char *data, size_t bytes, const char *name, Error *
         start = i + 1;
     }
     if (data[valid] == '\0')
-        return error_set(error, EXIT_USAGE, "%.700s: line %zu: has a NUL byte (byte %zu of the line; expected text)",
+        return error_set(error, EXIT_USAGE, "%.700s:%zu: has a NUL byte (byte %zu of the line; expected text)",
                          name, line, valid - start + 1);
-    return error_set(error, EXIT_USAGE, "%.700s: line %zu: is not valid UTF-8 (byte %zu of the line is 0x%02x)", name,
+    return error_set(error, EXIT_USAGE, "%.700s:%zu: is not valid UTF-8 (byte %zu of the line is 0x%02x)", name,
                      line, valid - start + 1, (unsigned char)data[valid]);
 }
 

@@ -433,12 +433,12 @@ static void streams(void)
 
 static void text_is_utf8(void)
 {
-    REFUSES_ON(2, "standard input: line 2", "fine\nbad \xff\n", "tokenize", "--model", MT5);
+    REFUSES_ON(2, "standard input:2", "fine\nbad \xff\n", "tokenize", "--model", MT5);
     REFUSES_ON(2, "UTF-8", "\xc3", "generate", "--model", MT5);
-    REFUSES(2, "--input: line 1", "tokenize", "--model", MT5, "--input", "\xed\xa0\x80");
+    REFUSES(2, "--input:1", "tokenize", "--model", MT5, "--input", "\xed\xa0\x80");
     write_bytes(SCRATCH "/nul.txt", "a\nb\nc\0d\n", 8);
-    REFUSES(2, "nul.txt: line 3: has a NUL", "tokenize", "--model", MT5, "--file", SCRATCH "/nul.txt");
-    REFUSES(2, "nul.txt: line 3", "score", "--metric", "bleu", "--predictions", SCRATCH "/nul.txt", "--references",
+    REFUSES(2, "nul.txt:3: has a NUL", "tokenize", "--model", MT5, "--file", SCRATCH "/nul.txt");
+    REFUSES(2, "nul.txt:3", "score", "--metric", "bleu", "--predictions", SCRATCH "/nul.txt", "--references",
             SCRATCH "/text.txt");
     REFUSES(2, "none.txt", "tokenize", "--model", MT5, "--file", SCRATCH "/none.txt");
     REFUSES(2, "is a directory", "tokenize", "--model", MT5, "--file", SCRATCH);

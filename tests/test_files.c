@@ -249,10 +249,10 @@ static void refuses_what_is_not_text(void)
         size_t bytes;
         const char *line;
     } cases[] = {
-        {"a\nb\0c\n", 6, "line 2"},      {"\xff", 1, "line 1"},
-        {"ok\nok\n\xc3", 7, "line 3"},   {"\xc0\x80\n", 3, "line 1"},
-        {"\xed\xa0\x80", 3, "line 1"},   {"x\n\xf4\x90\x80\x80", 6, "line 2"},
-        {"\xe2\x82\n\xac", 4, "line 1"}, {"\xc3\xa9\n\n\xa9", 5, "line 3"},
+        {"a\nb\0c\n", 6, ":2:"},      {"\xff", 1, ":1:"},
+        {"ok\nok\n\xc3", 7, ":3:"},   {"\xc0\x80\n", 3, ":1:"},
+        {"\xed\xa0\x80", 3, ":1:"},   {"x\n\xf4\x90\x80\x80", 6, ":2:"},
+        {"\xe2\x82\n\xac", 4, ":1:"}, {"\xc3\xa9\n\n\xa9", 5, ":3:"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Lines lines;
