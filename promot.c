@@ -5120,6 +5120,13 @@ static int run_one_step(Run *run, Trainer *trainer, Progress *progress, Error *e
     return log_step(run, &result, rate, seconds, error);
 }
 
+/* The key of the order in which a stage sees its examples. */
+static uint64_t stage_key(const Run *run, size_t stage)
+{
+    enum { ORDERS = 100 }; /* apart from the keys of dropout, which are those of the stages' numbers */
+    return random_fold(run->seed, ORDERS + stage);
+}
+
 /* Runs the current stage from run->step to its end, and leaves the best checkpoint's weights and prompts. */
 static int run_stage(Run *run, bool restore, Error *error)
 {
@@ -5129,7 +5136,7 @@ static int run_stage(Run *run, bool restore, Error *error)
     Progress progress = progress_begin(run->quiet, run->step);
     char *path;
     int status;
-    run->source.key = random_fold(run->seed, 100 + run->stage);
+    run->source.key = stage_key(run, run->stage);
     free(run->source.order);
     run->source.order = NULL;
     if (run->source.examples)
@@ -6636,27 +6643,61 @@ static double measure_flops(Device *dev)
     return elapsed > 0 ? flops / elapsed : 1e9;
 }
 
-/* Says what a stage will take, from `examples` like those it will see, and refuses what cannot fit. */
-static int announce_stage(const Run *run, const Stage *stage, const TokenExample *examples, size_t count, double speed,
-                          int64_t steps_left, Error *error)
+/* What the batches of a stage hold: the largest one, and the arithmetic of a step on average. */
+typedef struct {
+    size_t source_rows, target_rows; /* of the largest micro-batch */
+    size_t all_rows;                 /* of the largest batch, both sides */
+    double forward_flops;            /* of a batch */
+} StagePlan;
+
+/* Batches are drawn by pure functions of the seed, so the ones to come can be looked at beforehand. */
+static StagePlan plan_stage(const Run *run, size_t s)
+{
+    enum { EXAMPLES = 1 << 20, DOCUMENTS = 2000 }; /* looked at, at most; corrupting a document takes longer */
+    const Stage *stage = &run->stages[s];
+    size_t P = stage->uses_prompts ? run->prompts.length : 0, limit = run->source.examples ? EXAMPLES : DOCUMENTS;
+    int64_t first = s == run->stage ? run->step : 0, steps = stage->steps - first;
+    Source source = run->source;
+    StagePlan plan = {0};
+    steps = steps < (int64_t)(limit / run->batch) + 1 ? steps : (int64_t)(limit / run->batch) + 1;
+    source.key = stage_key(run, s);
+    source.order = NULL;
+    for (int64_t step = first; step < first + steps; step++) {
+        size_t source_rows = 0, target_rows = 0, all_rows = 0;
+        for (size_t b = 0; b < run->batch; b++) {
+            TokenExample e = source_get(&source, (size_t)step * run->batch + b);
+            if (b % run->micro == 0) source_rows = target_rows = 0;
+            source_rows += e.input_length + (e.prompt >= 0 ? P : 0);
+            target_rows += e.target_length;
+            all_rows += e.input_length + e.target_length;
+            plan.source_rows = max_size(plan.source_rows, source_rows);
+            plan.target_rows = max_size(plan.target_rows, target_rows);
+            plan.forward_flops += forward_flops(&run->model->config, &e, 1, P) / (double)steps;
+            source_release(&source, &e, 1);
+        }
+        plan.all_rows = max_size(plan.all_rows, all_rows);
+    }
+    free(source.order);
+    return plan;
+}
+
+/* Says what a stage will take, and refuses what cannot fit. */
+static int announce_stage(const Run *run, size_t s, double speed, Error *error)
 {
     const T5Config *c = &run->model->config;
-    size_t weights = run->model->n_weights * sizeof(weight_t), available = memory_available() + weights;
-    size_t source_rows, target_rows, all_source, all_target, bytes, P = stage->uses_prompts ? run->prompts.length : 0;
-    double flops, seconds;
-    largest_batch(examples, count, run->batch, P, &all_source, &all_target);
-    largest_batch(examples, count, run->micro, P, &source_rows, &target_rows);
+    const Stage *stage = &run->stages[s];
+    const StagePlan plan = plan_stage(run, s);
+    int64_t steps = stage->steps - (s == run->stage ? run->step : 0);
+    size_t weights = run->model->n_weights * sizeof(weight_t), available = memory_available() + weights, bytes;
+    double seconds = plan.forward_flops * (stage->trains_model ? 3 : 2) / speed, all = seconds * (double)steps;
+    if (steps == 0) return 0;
     bytes = PROCESS_BYTES + training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length,
-                                           stage->trains_model, stage->trains_prompts, source_rows, target_rows,
-                                           all_source + all_target, run->micro < run->batch);
-    flops = forward_flops(c, examples, count, P) / (double)count * (double)run->batch * (stage->trains_model ? 3 : 2);
-    seconds = flops / speed * (double)steps_left;
-    if (!run->quiet && steps_left > 0)
-        fprintf(
-            stderr,
-            "stage %s: %lld steps of %zu examples, %.2f GB of memory at most, about %.2f s a step, %.0f min %02.0f s\n",
-            stage->name, (long long)steps_left, run->batch, (double)bytes / 1e9, flops / speed, floor(seconds / 60),
-            floor(fmod(seconds, 60)));
+                                           stage->trains_model, stage->trains_prompts, plan.source_rows,
+                                           plan.target_rows, plan.all_rows, run->micro < run->batch);
+    if (!run->quiet)
+        fprintf(stderr, "stage %s: %lld steps of %zu examples, %.2f GB of memory, about %.2f s a step, %.0f min %02.0f s\n",
+                stage->name, (long long)steps, run->batch, (double)bytes / 1e9, seconds, floor(all / 60),
+                floor(fmod(all, 60)));
     if (available > weights && bytes > available)
         return error_set(error, EXIT_FAILED,
                          "memory: stage %s needs %.1f GB (there are %.1f GB; --micro-batch below %zu needs less)",
@@ -6664,20 +6705,12 @@ static int announce_stage(const Run *run, const Stage *stage, const TokenExample
     return 0;
 }
 
-static int announce(Run *run, Error *error)
+static int announce(const Run *run, Error *error)
 {
-    enum { SAMPLE = 1000 };             /* documents of a corpus that are corrupted to see how long they get */
     const double share_of_matmul = 0.7; /* what a whole step reaches of the speed of its matrix products */
     double speed = run->quiet ? 1 : measure_flops(run->model->dev) * share_of_matmul;
-    size_t count = run->source.examples ? run->source.count : min_size(run->source.count, SAMPLE);
-    TokenExample *examples = host_alloc(count, sizeof *examples);
     int status = 0;
-    for (size_t i = 0; i < count; i++) examples[i] = source_get(&run->source, i);
-    for (size_t s = run->stage; !status && s < run->n_stages; s++)
-        status = announce_stage(run, &run->stages[s], examples, count, speed,
-                                run->stages[s].steps - (s == run->stage ? run->step : 0), error);
-    source_release(&run->source, examples, count);
-    free(examples);
+    for (size_t s = run->stage; !status && s < run->n_stages; s++) status = announce_stage(run, s, speed, error);
     for (size_t i = 0; !run->quiet && i < run->n_tasks; i++)
         if (run->tasks[i].train.n_cut)
             fprintf(stderr, "warning: %s: %zu of %zu training examples were longer than allowed and are cut\n",

@@ -54,4 +54,4 @@ for step in range(args.steps):
     now = time.time()
     print(f"step {step + 1}: {now - begun:.3f} s (forward {forward - begun:.3f}, backward {backward - forward:.3f}, "
           f"optimizer {now - backward:.3f})  loss {loss.item():.4f}", flush=True)
-print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
