@@ -9,11 +9,15 @@ CXXFLAGS ?= -O2
 C        := $(CC) -std=gnu11 $(CFLAGS) -g -march=$(ARCH) -fopenmp $(WARNINGS) -Wstrict-prototypes -Wmissing-prototypes
 CXX_     := $(CXX) -std=c++17 $(CXXFLAGS) -g $(WARNINGS)
 LIBS      = -lsentencepiece -lsentencepiece_train -lcjson -lutf8proc -lz -lm
-BREW     := $(shell command -v brew >/dev/null 2>&1 && brew --prefix)
-ifneq ($(BREW),)
-C        += -I$(BREW)/include -I$(BREW)/opt/libomp/include
+ifeq ($(shell uname),Darwin)
+# Apple's compiler takes OpenMP only this way, and brew keeps its libraries to itself.
+BREW     := $(shell brew --prefix)
+OPENMP    = -Xpreprocessor -fopenmp
+C        := $(subst -fopenmp,$(OPENMP) -I$(BREW)/include -I$(BREW)/opt/libomp/include,$(C))
 CXX_     += -I$(BREW)/include
 LIBS     += -L$(BREW)/lib -L$(BREW)/opt/libomp/lib -lomp
+else
+OPENMP    = -fopenmp
 endif
 
 DATA      = checkpoint files metrics options prompt_file safetensors tasks torch_file unicode_text
@@ -24,8 +28,8 @@ DOUBLE    = test_kernels test_matmul_attention test_model
 # Test programs include the file they test, promot.c among them.
 INCLUDED  = promot.c $(wildcard data/*.c data/demo/*.c)
 
-# One directory of objects for each way of building: plain, and with sanitizers.
-B         = build
+# One directory of objects for each way of building: plain, for another processor, with sanitizers.
+B         = $(if $(filter native,$(ARCH)),build,build/$(ARCH))
 SANITIZE  = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 
 MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
@@ -33,12 +37,13 @@ MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 .PHONY: all demo test test-sanitized setup help clean
 all: promot
 
+.PHONY: promot
 promot: $(B)/promot
-	cp $< $@
+	@cmp -s $< $@ || cp $< $@
 
 $(B)/promot: promot.c $(HEADERS) $(B)/libparts.a | setup
 	$(C) -DNDEBUG -c promot.c -o $(B)/promot.o
-	$(CXX_) -fopenmp $(B)/promot.o $(B)/libparts.a $(LIBS) -o $@
+	$(CXX_) $(OPENMP) $(B)/promot.o $(B)/libparts.a $(LIBS) -o $@
 
 $(B)/libparts.a: $(DATA:%=$(B)/%.o) $(B)/tokenizer.o
 	rm -f $@
@@ -52,15 +57,15 @@ $(B)/tokenizer.o: tokenizer/tokenizer.cc $(HEADERS) | setup
 
 $(B)/%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
 	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -c $< -o $@.o
-	$(CXX_) $(EXTRA) -fopenmp $@.o $(B)/libparts.a $(LIBS) -o $@
+	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/libparts.a $(LIBS) -o $@
 
 $(B)/double_%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
 	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DPROMOT_DOUBLE -c $< -o $@.o
-	$(CXX_) $(EXTRA) -fopenmp $@.o $(B)/libparts.a $(LIBS) -o $@
+	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/libparts.a $(LIBS) -o $@
 
 # Is what the build needs there? If not, it is installed where that is possible, or the line to run is printed.
 setup:
-	@mkdir -p $(B) && CC="$(CC)" CXX="$(CXX)" sh tests/setup.sh
+	@mkdir -p $(B) build && CC="$(CC)" CXX="$(CXX)" sh tests/setup.sh
 
 # The main job on an embedded default: see data/demo.
 demo: promot $(B)/world

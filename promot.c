@@ -43,6 +43,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef __AVX512BF16__
@@ -117,9 +119,14 @@ static void *arena_take(Arena *arena, size_t count, size_t size)
     return arena->base ? arena->base + at : NULL;
 }
 
-static size_t max_size(size_t a, size_t b)
+static inline size_t max_size(size_t a, size_t b)
 {
     return a > b ? a : b;
+}
+
+static inline size_t min_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
 }
 
 static double seconds_now(void)
@@ -306,11 +313,6 @@ static real_t sum_of_squares(const real_t *x, size_t n)
         sum += v * v;
     }
     return sum_lanes(sum);
-}
-
-static inline size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
 }
 
 static inline size_t ceil_div(size_t a, size_t b)
@@ -1956,12 +1958,11 @@ static int config_id(const cJSON *json, const char *name, int32_t fallback, size
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
     *out = fallback;
-    if (cJSON_IsNumber(item)) {
-        if (!(item->valuedouble >= 0 && item->valuedouble < (double)vocab_size))
-            return error_set(error, EXIT_FAILED, "%s: %s (expected an id below %zu, found %g)", file, name, vocab_size,
-                             item->valuedouble);
-        *out = (int32_t)item->valuedouble;
-    }
+    if (!item || cJSON_IsNull(item)) return 0;
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble < (double)vocab_size) ||
+        item->valuedouble != floor(item->valuedouble))
+        return error_set(error, EXIT_FAILED, "%s: %s (expected an id below %zu)", file, name, vocab_size);
+    *out = (int32_t)item->valuedouble;
     return 0;
 }
 
@@ -3622,7 +3623,8 @@ static int gradients_create(Gradients *grads, char **memory, const Model *model,
  * only the table of ancestors changes, which says for each row where in the cache its past is.
  *
  * Three ways to choose: the arg-max (greedy) or a sample; beam search with T5X's rule (t5x/decoding.py); beam search
- * with Hugging Face's (generation/utils.py, _beam_search). Results do not depend on how inputs are batched. */
+ * with Hugging Face's (generation/utils.py, _beam_search). Results do not
+ * depend on how inputs are batched, up to the rounding of sums. */
 
 typedef struct {
     const Model *model;
@@ -4175,6 +4177,19 @@ static int decode_batch(const Model *model, const Prompts *prompts, const TokenE
 
 enum { DECODE_BYTES = 512 << 20, DECODE_INPUTS = 64 }; /* memory and inputs of a decoding batch */
 
+/* How many inputs of such a length are decoded at a time, and the bytes that takes. */
+static size_t decoding_inputs(const T5Config *c, size_t beams, size_t max_steps, size_t longest)
+{
+    return min_size(max_size(DECODE_BYTES / decoder_bytes_per_input(c, beams, max_steps, longest), 1), DECODE_INPUTS);
+}
+
+static size_t decoding_bytes(const T5Config *c, size_t beams, size_t max_steps, size_t longest, size_t count)
+{
+    size_t n = min_size(decoding_inputs(c, beams, max_steps, longest), count), row = c->vocab_size * sizeof(act_t);
+    return n * decoder_bytes_per_input(c, beams, max_steps, longest) +
+           min_size(n * beams, max_size(1, LOGITS_BYTES / row)) * row;
+}
+
 typedef struct {
     size_t length, at;
 } LengthAt;
@@ -4198,8 +4213,7 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
     qsort(order, count, sizeof *order, compare_lengths);
     for (size_t first = 0, n; !status && first < count; first += n) {
         size_t longest = order[first].length + (prompts ? prompts->length : 0);
-        n = DECODE_BYTES / decoder_bytes_per_input(&model->config, settings->beams, settings->max_length, longest);
-        n = min_size(min_size(max_size(n, 1), DECODE_INPUTS), count - first);
+        n = min_size(decoding_inputs(&model->config, settings->beams, settings->max_length, longest), count - first);
         for (size_t i = 0; i < n; i++) batch[i] = inputs[order[first + i].at];
         memset(results, 0, n * settings->n_best * sizeof *results);
         status = decode_batch(model, prompts, batch, n, settings, results, error);
@@ -4576,9 +4590,10 @@ typedef struct {
 } Trainer;
 
 typedef struct {
-    double loss;    /* T5X: summed over target tokens (and divided by the normalising factor) */
-    size_t targets; /* target tokens */
-    size_t tokens;  /* source and target tokens, prompts not counted */
+    double loss;                 /* T5X: summed over target tokens (and divided by the normalising factor) */
+    size_t targets;              /* target tokens */
+    size_t tokens;               /* source and target tokens, prompts not counted */
+    double prompt_gradient_norm; /* of the trained prompts; 0 when they are not */
 } StepResult;
 
 static void trainer_free(Trainer *t)
@@ -4650,6 +4665,10 @@ static int train_step(Trainer *t, const Model *model, const Prompts *prompts, co
                                "what was saved before stays good)",
                                (long long)step + 1);
     }
+    if (!status && stage->trains_prompts) {
+        size_t n = prompts->count * prompts->length * model->config.d_model;
+        result->prompt_gradient_norm = sqrt(dot_product(model->dev, t->grads.prompts, t->grads.prompts, n));
+    }
     if (!status) adafactor_update_kept(&t->adafactor, &t->grads, prompts);
     free(touched);
     return status;
@@ -4687,9 +4706,10 @@ static size_t model_moments(const T5Config *c)
 /* Bytes of training a stage: weights, moments, gradients, activations. source_rows and target_rows are of a micro-batch
  * (prompts counted), all_rows of the whole batch. */
 static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_prompt_rows, bool trains_model,
-                             bool trains_prompts, size_t source_rows, size_t target_rows, size_t all_rows, bool keep)
+                             bool trains_prompts, size_t source_rows, size_t target_rows, size_t all_rows, bool keep,
+                             double weight_decay)
 {
-    bool by_rows = !c->tied_head && is_factored(c->vocab_size, c->d_model, false);
+    bool by_rows = !c->tied_head && weight_decay == 0 && is_factored(c->vocab_size, c->d_model, false);
     GradientPlan plan = {.model = trains_model,
                          .prompts = trains_prompts,
                          .keep = keep,
@@ -4708,24 +4728,15 @@ static int compare_sizes_down(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* The rows of the largest batch that could be drawn: the `batch` longest examples together. */
-static void largest_batch(const TokenExample *examples, size_t count, size_t batch, size_t prompt_length,
-                          size_t *source_rows, size_t *target_rows)
+/* A bound on the different ids that a batch can hold: the lengths of the `batch` longest examples. */
+static size_t most_ids(const TokenExample *examples, size_t count, size_t batch)
 {
-    size_t *source = host_alloc(count, sizeof *source), *target = host_alloc(count, sizeof *target);
-    for (size_t i = 0; i < count; i++) {
-        source[i] = examples[i].input_length + (examples[i].prompt >= 0 ? prompt_length : 0);
-        target[i] = examples[i].target_length;
-    }
-    qsort(source, count, sizeof *source, compare_sizes_down);
-    qsort(target, count, sizeof *target, compare_sizes_down);
-    *source_rows = *target_rows = 0;
-    for (size_t i = 0; i < batch; i++) { /* a batch larger than the data wraps around it */
-        *source_rows += source[i % count];
-        *target_rows += target[i % count];
-    }
-    free(source);
-    free(target);
+    size_t *lengths = host_alloc(count, sizeof *lengths), sum = 0;
+    for (size_t i = 0; i < count; i++) lengths[i] = examples[i].input_length + examples[i].target_length;
+    qsort(lengths, count, sizeof *lengths, compare_sizes_down);
+    for (size_t i = 0; i < min_size(batch, count); i++) sum += lengths[i];
+    free(lengths);
+    return sum + 1; /* and the token that decoders start with */
 }
 
 /* --- progress, on stderr: a line that is redrawn on a terminal, plain lines now and then in a file */
@@ -4767,6 +4778,12 @@ static void progress_show(const Progress *progress, const char *label, int64_t d
     fprintf(stderr, "%lld/%lld  %s", (long long)done, (long long)total, detail);
     if (done < total) fprintf(stderr, "  %ld:%02ld:%02ld left", left / 3600, left / 60 % 60, left % 60);
     fputs(progress->terminal && done < total ? "\033[K" : progress->terminal ? "\033[K\n" : "\n", stderr);
+}
+
+/* Says something between two steps; on a terminal it takes the place of the bar. */
+static void progress_note(const Progress *progress, const char *text)
+{
+    if (!progress->quiet) fprintf(stderr, "%s%s\n", progress->terminal ? "\r\033[K" : "", text);
 }
 
 /* --- a run: stages in a directory
@@ -4857,11 +4874,19 @@ static int moments_append(SafetensorsWriter *writer, Device *dev, const stat_t *
     return status;
 }
 
+/* Has the model changed by now? Then a state holds its weights. */
+static bool state_has_weights(const Run *run)
+{
+    for (size_t s = 0; s < run->stage; s++)
+        if (run->stages[s].trains_model) return true;
+    return run->stages[run->stage].trains_model && run->step > 0;
+}
+
 /* Writes what is trained in the running stage; with_moments: also what only a resumed run needs. */
 static int state_write(const Run *run, const Adafactor *adafactor, const char *path, bool with_moments, Error *error)
 {
     const Model *model = run->model;
-    bool weights = run->stages[run->stage].trains_model && run->step > 0;
+    bool weights = state_has_weights(run);
     size_t n_prompt = run->prompts.count * run->prompts.length * model->config.d_model, n = 0;
     TensorSpec *of_model = model_specs(model, "model."), *specs = host_alloc(model->n_tensors + 3, sizeof *specs);
     int64_t cursor[CURSOR];
@@ -4900,7 +4925,7 @@ static const StoredTensor *state_find(const Checkpoint *state, const char *path,
     return NULL;
 }
 
-/* Reads weights and prompts back. moments: where they go, or NULL. */
+/* Reads weights and prompts back; with_cursor: also where the run was; adafactor, if not NULL, gets its moments. */
 static int state_read(Run *run, const char *path, bool with_cursor, Adafactor *adafactor, Error *error)
 {
     const Model *model = run->model;
@@ -4928,7 +4953,10 @@ static int state_read(Run *run, const char *path, bool with_cursor, Adafactor *a
     for (size_t i = 0; !status && i < model->n_tensors; i++) {
         char *name = text_format("model.%s", model->tensors[i].name);
         stored = checkpoint_find(state, name);
-        if (stored) status = tensor_load(model, &model->tensors[i], stored, slice, error);
+        if (stored)
+            status = tensor_load(model, &model->tensors[i], stored, slice, error);
+        else if (state_has_weights(run))
+            status = error_set(error, EXIT_FAILED, "%s: %s is missing", path, name);
         free(name);
     }
     if (!status && adafactor) {
@@ -4970,11 +4998,14 @@ static int log_step(Run *run, const StepResult *result, double learning_rate, do
     cJSON *record = cJSON_CreateObject();
     cJSON_AddStringToObject(record, "stage", run->stages[run->stage].name);
     cJSON_AddNumberToObject(record, "step", (double)run->step);
-    cJSON_AddNumberToObject(record, "loss", result->loss / (double)result->targets);
+    cJSON_AddNumberToObject(record, "loss",
+                            result->loss / run->stages[run->stage].loss.scale / (double)result->targets);
     cJSON_AddNumberToObject(record, "loss_sum", result->loss);
     cJSON_AddNumberToObject(record, "lr", learning_rate);
     cJSON_AddNumberToObject(record, "tokens", (double)result->tokens);
     cJSON_AddNumberToObject(record, "target_tokens", (double)result->targets);
+    if (run->stages[run->stage].trains_prompts)
+        cJSON_AddNumberToObject(record, "prompt_gradient_norm", result->prompt_gradient_norm);
     cJSON_AddNumberToObject(record, "seconds", round(seconds * 1e6) / 1e6);
     return log_write(run, record, error);
 }
@@ -5051,7 +5082,7 @@ static int run_evaluate(Run *run, cJSON *scores, double *mean, bool *evaluated, 
 
 /* Evaluates, keeps the model or the prompts if they are the best so far (the earlier among equals), and logs it.
  * Without a dev set the last step is the best one. */
-static int run_checkpoint(Run *run, Trainer *trainer, Error *error)
+static int run_checkpoint(Run *run, Trainer *trainer, const Progress *progress, Error *error)
 {
     const Stage *stage = &run->stages[run->stage];
     cJSON *record = cJSON_CreateObject(), *scores = cJSON_AddObjectToObject(record, "dev");
@@ -5079,10 +5110,9 @@ static int run_checkpoint(Run *run, Trainer *trainer, Error *error)
         cJSON_Delete(record);
         return 0;
     }
-    text = cJSON_PrintUnformatted(scores);
-    if (!run->quiet)
-        fprintf(stderr, "%s step %lld: dev %s%s\n", stage->name, (long long)run->step, text,
-                better ? " (best so far)" : "");
+    text = text_format("%s step %lld: dev %.2f%s", stage->name, (long long)run->step, mean,
+                       better ? " (best so far)" : "");
+    progress_note(progress, text);
     free(text);
     cJSON_AddStringToObject(record, "stage", stage->name);
     cJSON_AddNumberToObject(record, "step", (double)run->step);
@@ -5111,9 +5141,9 @@ static int run_one_step(Run *run, Trainer *trainer, Progress *progress, Error *e
     run->step++;
     seconds = seconds_now() - begun;
     if (progress_due(progress, run->step, stage->steps)) {
-        char *detail =
-            text_format("loss %.4f  lr %.3g  %.3f s/step  %.0f tokens/s", result.loss / (double)result.targets, rate,
-                        seconds, (double)result.tokens / seconds);
+        char *detail = text_format("loss %.4f  lr %.3g  %.3f s/step  %.0f tokens/s",
+                                   result.loss / stage->loss.scale / (double)result.targets, rate, seconds,
+                                   (double)result.tokens / seconds);
         progress_show(progress, stage->name, run->step, stage->steps, detail);
         free(detail);
     }
@@ -5131,7 +5161,7 @@ static uint64_t stage_key(const Run *run, size_t stage)
 static int run_stage(Run *run, bool restore, Error *error)
 {
     const Stage *stage = &run->stages[run->stage];
-    size_t source_rows, target_rows;
+    size_t n_touched;
     Trainer trainer;
     Progress progress = progress_begin(run->quiet, run->step);
     char *path;
@@ -5139,12 +5169,9 @@ static int run_stage(Run *run, bool restore, Error *error)
     run->source.key = stage_key(run, run->stage);
     free(run->source.order);
     run->source.order = NULL;
-    if (run->source.examples)
-        largest_batch(run->source.examples, run->source.count, run->batch, 0, &source_rows, &target_rows);
-    else /* corrupted text: every document gives its tokens and a sentinel a span, twice */
-        source_rows = target_rows = run->model->config.vocab_size;
-    if (trainer_create(&trainer, run->model, &run->prompts, stage, source_rows + target_rows, run->micro < run->batch,
-                       error))
+    n_touched = run->source.examples ? most_ids(run->source.examples, run->source.count, run->batch)
+                                     : run->model->config.vocab_size; /* corrupted text: no bound but the vocabulary */
+    if (trainer_create(&trainer, run->model, &run->prompts, stage, n_touched, run->micro < run->batch, error))
         return -1;
     path = run_file(run, "checkpoints/state.safetensors");
     status = restore && run->step > 0 ? state_read(run, path, false, &trainer.adafactor, error) : 0;
@@ -5156,7 +5183,7 @@ static int run_stage(Run *run, bool restore, Error *error)
         bool checkpoint;
         status = run_one_step(run, &trainer, &progress, error);
         checkpoint = run->step % stage->checkpoint_every == 0 || run->step == stage->steps;
-        if (!status && checkpoint) status = run_checkpoint(run, &trainer, error);
+        if (!status && checkpoint) status = run_checkpoint(run, &trainer, &progress, error);
         if (!status && (checkpoint || run->step % run->save_every == 0))
             status = run_save(run, &trainer.adafactor, error);
     }
@@ -5222,7 +5249,7 @@ static void run_clean(const Run *run)
         remove_temporary_files(run_file(run, "prompt/%s", run->tasks[i].name));
 }
 
-/* Everything from the current stage to DONE. `resumed`: a state has been read. */
+/* Everything from the current stage to DONE. `resumed`: its run.json was there. */
 static int run_execute(Run *run, bool resumed, Error *error)
 {
     char *checkpoints = run_file(run, "checkpoints"), *done = run_file(run, "DONE"), *text;
@@ -5266,11 +5293,11 @@ static void evaluate_progress(void *context, size_t done, size_t count)
         progress_show(progress, "decoding", (int64_t)done, (int64_t)count, "");
 }
 
-/* Scores raw outputs. processed, if not NULL, gets the answers ([count], to be freed). */
-static int score_outputs(const TaskSplit *split, char *const *raw, char **processed, MetricResult *result, Error *error)
+/* Turns raw outputs into answers and scores them. */
+static int score_outputs(const TaskSplit *split, char *const *raw, MetricResult *result, Error *error)
 {
     size_t count = split->examples.count;
-    char **answers = processed ? processed : host_alloc(count, sizeof *answers);
+    char **answers = host_alloc(count, sizeof *answers);
     References *references = host_alloc(count, sizeof *references);
     int status;
     for (size_t i = 0; i < count; i++) {
@@ -5279,11 +5306,9 @@ static int score_outputs(const TaskSplit *split, char *const *raw, char **proces
         references[i] = (References){(const char *const *)example->targets, example->n_targets};
     }
     status = metric_compute(task_metric(split->task), (const char *const *)answers, references, count, result, error);
+    for (size_t i = 0; i < count; i++) free(answers[i]);
+    free(answers);
     free(references);
-    if (!processed) {
-        for (size_t i = 0; i < count; i++) free(answers[i]);
-        free(answers);
-    }
     return status;
 }
 
@@ -5304,7 +5329,7 @@ static int evaluate_split(const Model *model, const Prompts *prompts, const Toke
         outputs[i] = tokenizer_decode(tokenizer, hypotheses[i].ids, hypotheses[i].length, error);
         if (!outputs[i]) status = -1;
     }
-    if (!status) status = score_outputs(split, outputs, NULL, result, error);
+    if (!status) status = score_outputs(split, outputs, result, error);
     hypotheses_free(hypotheses, count);
     if (!raw) {
         for (size_t i = 0; i < count; i++) free(outputs[i]);
@@ -5382,7 +5407,7 @@ enum {
     X(CLIP, "clip", REAL, "1", 1e-9, 1e9, FOR_TRAINING | FOR_DUMP, "R", "Adafactor's largest root mean square of an update") \
     X(SHOTS, "shots", TEXT, "0", 0, 0, FOR_TRAIN | FOR_EVAL, "K", "worked examples in front of each input (eval: a list, as 0,1,4)") \
     X(SEPARATOR, "separator", TEXT, " ", 0, 0, FOR_TRAIN | FOR_EVAL, "TEXT", "between worked examples")                    \
-    X(ENDING, "input-ending", TEXT, "", 0, 0, FOR_TRAIN | FOR_EVAL, "TEXT", "behind every input, e.g. \" <extra_id_0>\" for a model that was only pretrained") \
+    X(ENDING, "input-ending", TEXT, "", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_GENERATE, "TEXT", "behind every input, e.g. \" <extra_id_0>\" for a model that was only pretrained") \
     X(MAX_INPUT, "max-input-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL, "N", "ids of an input at most, EOS counted (0: any number)") \
     X(MAX_TARGET, "max-target-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL, "N", "ids of a target at most, EOS counted (0: any number)") \
     X(LIMIT, "limit", WHOLE, "0", 0, 1e12, FOR_EVAL, "N", "examples of each task at most (0: all)")                        \
@@ -5609,7 +5634,7 @@ static size_t memory_available(void)
 /* What a process holds beside the engine's own buffers: code, libraries, stacks, scratch, the text being worked on. */
 enum { PROCESS_BYTES = 24 << 20 };
 
-/* The foretold memory of training (and of the dev evaluations inside it) at the sizes of the options, in bytes. */
+/* The foretold memory of training at the sizes of the options, in bytes. */
 static size_t foretell(const Options *o, const T5Config *c, size_t n_weights, bool trains_model, bool trains_prompts,
                        bool uses_prompts)
 {
@@ -5618,17 +5643,14 @@ static size_t foretell(const Options *o, const T5Config *c, size_t n_weights, bo
            T = option_size(o, OPT_TARGET_LENGTH);
     micro = micro && micro < batch ? micro : batch;
     return PROCESS_BYTES + training_bytes(c, n_weights, P, trains_model, trains_prompts, micro * (P + S), micro * T,
-                                          batch * (S + T), micro < batch);
+                                          batch * (S + T), micro < batch, 0);
 }
 
 static size_t foretell_decoding(const Options *o, const T5Config *c, size_t n_weights)
 {
     enum { BEAMS = 4 };
     size_t S = option_size(o, OPT_INPUT_LENGTH), T = option_size(o, OPT_TARGET_LENGTH);
-    size_t each = decoder_bytes_per_input(c, BEAMS, T, S),
-           n = min_size(max_size(DECODE_BYTES / each, 1), DECODE_INPUTS);
-    size_t logits_rows = min_size(n * BEAMS, max_size(1, LOGITS_BYTES / (c->vocab_size * sizeof(act_t))));
-    return PROCESS_BYTES + n_weights * sizeof(weight_t) + n * each + logits_rows * c->vocab_size * sizeof(act_t);
+    return PROCESS_BYTES + n_weights * sizeof(weight_t) + decoding_bytes(c, BEAMS, T, S, DECODE_INPUTS);
 }
 
 static void info_print(const Options *o, const Model *model, const char *storage)
@@ -5795,10 +5817,12 @@ static int generate_read_inputs(const Options *o, const Model *model, const Toke
         int32_t *ids;
         size_t count;
         bool cut;
+        char *text = text_format("%s%s", lines->text[i], o->text[OPT_ENDING]);
         int status =
             option_true(o, OPT_IDS_IN)
                 ? parse_ids(lines->text[i], model->config.vocab_size, input_name(o), i + 1, &ids, &count, error)
-                : encode_with_eos(tokenizer, &model->config, lines->text[i], 0, &ids, &count, &cut, error);
+                : encode_with_eos(tokenizer, &model->config, text, 0, &ids, &count, &cut, error);
+        free(text);
         if (status) return -1;
         inputs[i] =
             (TokenExample){.input = ids, .input_length = count, .prompt = o->text[OPT_PROMPT] ? 0 : -1, .number = i};
@@ -6377,6 +6401,7 @@ static Task *find_task(const Options *o, const char *name, Error *error)
 /* NAME=PATH, NAME.train=FILE or NAME.dev=FILE: one TaskArgument for each NAME, in the order of the command line. */
 static int parse_task_arguments(const Options *o, TaskArgument **tasks, size_t *count, Error *error)
 {
+    enum { LONGEST_NAME = 100 };
     *tasks = host_alloc(o->n_list[OPT_TASK], sizeof **tasks);
     *count = 0;
     if (!o->n_list[OPT_TASK]) return error_set(error, EXIT_USAGE, "%s: --task NAME=PATH is needed", o->command);
@@ -6402,6 +6427,9 @@ static int parse_task_arguments(const Options *o, TaskArgument **tasks, size_t *
         if (*place)
             return error_set(error, EXIT_USAGE, "--task: expected each split of a task once, found %s again", argument);
         *place = equals + 1;
+        if (strchr(task->name, '/') || strlen(task->name) > LONGEST_NAME || task->name[0] == '.')
+            return error_set(error, EXIT_USAGE, "--task: expected a name that can be a directory's, found %s",
+                             task->name);
         if (!task->task && !(task->task = find_task(o, task->name, error))) return -1;
     }
     return 0;
@@ -6524,13 +6552,21 @@ static int resume_options(Options *o, cJSON **settings, Error *error)
 static int run_lock(const char *path, Error *error)
 {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    struct stat locked, there;
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0) return error_set(error, EXIT_FAILED, "%s: cannot open: %s", path, strerror(errno));
-    if (fcntl(fd, F_SETLK, &lock) != 0) {
-        close(fd);
-        return error_set(error, EXIT_USAGE, "%s: another process is at work on this run", path);
-    }
-    return fd;
+    errno = 0;
+    /* A second start of the same new run renames a file of its own over ours: then the one that is there is not
+     * locked. */
+    if (fcntl(fd, F_SETLK, &lock) == 0 && fstat(fd, &locked) == 0 && stat(path, &there) == 0 &&
+        locked.st_ino == there.st_ino)
+        return fd;
+    if (errno != EACCES && errno != EAGAIN && errno != 0)
+        error_set(error, EXIT_FAILED, "%s: cannot be locked: %s", path, strerror(errno));
+    else
+        error_set(error, EXIT_USAGE, "%s: another process is at work on this run", path);
+    close(fd);
+    return -1;
 }
 
 /* Begins a run's directory, or checks that it is one to resume. Returns the lock's file descriptor, -1 on an error. */
@@ -6681,6 +6717,22 @@ static StagePlan plan_stage(const Run *run, size_t s)
     return plan;
 }
 
+/* The most that decoding a batch of the dev sets takes. */
+static size_t dev_decoding_bytes(const Run *run, size_t prompt_length)
+{
+    const T5Config *c = &run->model->config;
+    size_t most = 0;
+    for (size_t i = 0; i < run->n_tasks; i++) {
+        const TaskSplit *dev = &run->tasks[i].dev;
+        size_t steps = run->dev_decode.max_length ? run->dev_decode.max_length : dev->longest_target, longest = 1;
+        for (size_t k = 0; k < dev->examples.count; k++) longest = max_size(longest, dev->ids[k].input_length);
+        if (dev->examples.count)
+            most = max_size(
+                most, decoding_bytes(c, run->dev_decode.beams, steps, longest + prompt_length, dev->examples.count));
+    }
+    return most;
+}
+
 /* Says what a stage will take, and refuses what cannot fit. */
 static int announce_stage(const Run *run, size_t s, double speed, Error *error)
 {
@@ -6688,14 +6740,20 @@ static int announce_stage(const Run *run, size_t s, double speed, Error *error)
     const Stage *stage = &run->stages[s];
     const StagePlan plan = plan_stage(run, s);
     int64_t steps = stage->steps - (s == run->stage ? run->step : 0);
-    size_t weights = run->model->n_weights * sizeof(weight_t), available = memory_available() + weights, bytes;
+    size_t weights = run->model->n_weights * sizeof(weight_t), available = memory_available() + weights;
+    size_t bytes, activations, decoding, P = stage->uses_prompts ? run->prompts.length : 0;
     double seconds = plan.forward_flops * (stage->trains_model ? 3 : 2) / speed, all = seconds * (double)steps;
     if (steps == 0) return 0;
-    bytes = PROCESS_BYTES + training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length,
-                                           stage->trains_model, stage->trains_prompts, plan.source_rows,
-                                           plan.target_rows, plan.all_rows, run->micro < run->batch);
+    bytes =
+        PROCESS_BYTES + training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length,
+                                       stage->trains_model, stage->trains_prompts, plan.source_rows, plan.target_rows,
+                                       plan.all_rows, run->micro < run->batch, stage->model.weight_decay);
+    activations = pass_bytes(c, plan.source_rows, plan.target_rows, PASS_TRAIN);
+    decoding = dev_decoding_bytes(run, P); /* takes the place of the activations */
+    if (decoding > activations) bytes += decoding - activations;
     if (!run->quiet)
-        fprintf(stderr, "stage %s: %lld steps of %zu examples, %.2f GB of memory, about %.2f s a step, %.0f min %02.0f s\n",
+        fprintf(stderr,
+                "stage %s: %lld steps of %zu examples, %.2f GB of memory, about %.2f s a step, %.0f min %02.0f s\n",
                 stage->name, (long long)steps, run->batch, (double)bytes / 1e9, seconds, floor(all / 60),
                 floor(fmod(all, 60)));
     if (available > weights && bytes > available)
@@ -7323,7 +7381,8 @@ static int run_command(int argc, char **argv, Error *error)
     int status;
     if (argc < 2)
         return error_set(error, EXIT_USAGE, "usage: promot COMMAND [options] (promot --help lists the commands)");
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) return print_help(), 0;
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0)
+        return print_help(), 0;
     if (strcmp(argv[1], "--version") == 0) return puts("promot " PROMOT_VERSION), 0;
     while (command < n && strcmp(commands[command].name, argv[1]) != 0) command++;
     if (command == n) return error_set(error, EXIT_USAGE, "%s: no such command (promot --help lists them)", argv[1]);

@@ -126,8 +126,8 @@ typedef struct {
 /* ================================================================================================================
  * The seam: kernels
  *
- * None of them allocates, prints or keeps state (a Device's scratch grows in the first step, and never again). The
- * results do not depend on the number of threads. */
+ * None of them keeps state. A Device's scratch grows when a larger batch comes (and ends the program with a line
+ * when it cannot). The results do not depend on the number of threads. */
 
 /* --- embedding. A negative id -1-p means row p of the prompts. out [rows, width] (=). */
 void embedding_forward(Device *dev, act_t *out, const weight_t *table, const weight_t *prompts, const int32_t *ids,
@@ -348,9 +348,10 @@ typedef struct {
     double score; /* sum of log-probabilities after the length rule */
 } Hypothesis;
 
-/* Decodes any number of inputs, longest first, in batches of bounded memory; the results do not depend on the batches.
- * out [count * n_best] must come zeroed; it is filled best first for each input, in the order of the inputs, and is to
- * be freed (with hypotheses_free) on an error too. progress, if not NULL, is called after each batch. */
+/* Decodes any number of inputs, longest first, in batches of bounded memory; the results do not depend on the
+ * batches, up to fp32's rounding of sums. out [count * n_best] must come zeroed; it is filled best first for each
+ * input, in the order of the inputs, and is to be freed (with hypotheses_free) on an error too. progress, if not
+ * NULL, is called after each batch. */
 int decode(const Model *model, const Prompts *prompts, const TokenExample *inputs, size_t count,
            const DecodeSettings *settings, Hypothesis *out, void (*progress)(void *context, size_t done, size_t count),
            void *context, Error *error);

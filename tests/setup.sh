@@ -20,13 +20,14 @@ if ! probe; then
         echo "installing $packages" >&2
         { $sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq $packages; } >build/setup.log 2>&1
     elif command -v brew >/dev/null; then
-        brew install -q sentencepiece cjson utf8proc libomp >build/setup.log 2>&1
+        packages="sentencepiece cjson utf8proc libomp"
+        brew install -q $packages >build/setup.log 2>&1
     else
         echo "promot needs a C++ compiler and the libraries sentencepiece, cJSON, utf8proc and zlib, with their headers" >&2
         exit 1
     fi
     if ! probe; then
-        echo "the installation failed; its log is build/setup.log. By hand: sudo apt-get install -y $packages" >&2
+        echo "the installation failed; its log is build/setup.log. What is needed: $packages" >&2
         exit 1
     fi
 fi

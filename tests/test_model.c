@@ -665,7 +665,7 @@ static void test_memory_is_what_was_foretold(void)
             used +=
                 trainer.pass.capacity + (w.model->n_weights + PROMPTS * PROMPT_LENGTH * c->d_model) * sizeof(weight_t);
             foretold =
-                training_bytes(c, w.model->n_weights, PROMPTS * PROMPT_LENGTH, true, true, source, target, ids, keep);
+                training_bytes(c, w.model->n_weights, PROMPTS * PROMPT_LENGTH, true, true, source, target, ids, keep, 0);
             /* Each of at most five blocks is rounded up to 64 bytes. */
             CHECK(foretold + 5 * 64 >= used && foretold <= used + used / 8, "%s: %zu bytes foretold, %zu used",
                   shapes[i]->name, foretold, used);

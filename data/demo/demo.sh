@@ -3,6 +3,7 @@
 # fine-tuning and once by ProMoT. Then all three are asked for things that were not trained: answers, translations,
 # summaries, mappings, each after one worked example. Everything lands in out/demo.
 set -e
+export OMP_WAIT_POLICY=passive # threads that wait must not take the cores of a shared machine
 out=out/demo
 model=data/demo/model
 world=$out/world
