@@ -6958,8 +6958,12 @@ static int command_train(Options *o, Error *error)
     cJSON *settings = NULL;
     bool resumed = false;
     int status = option_size(o, OPT_SHOW) ? 0 : run_find(o, &resumed, error);
-    if (!status && resumed && run_is_done(o)) return print_done(o, error);
     if (!status && resumed) status = resume_options(o, &settings, error);
+    if (!status && resumed && run_is_done(o)) {
+        status = print_done(o, error);
+        cJSON_Delete(settings);
+        return status;
+    }
     if (!status) status = option_need(o, OPT_MODEL, error);
     if (!status && !o->n_list[OPT_TASK]) status = error_set(error, EXIT_USAGE, "train: --task NAME=PATH is needed");
     if (!status && !(dev = device_from_options(o, error))) status = -1;
@@ -7062,8 +7066,12 @@ static int command_pretrain(Options *o, Error *error)
     char *directory = NULL;
     bool resumed;
     int status = run_find(o, &resumed, error);
-    if (!status && resumed && run_is_done(o)) return print_done(o, error);
     if (!status && resumed) status = resume_options(o, &settings, error);
+    if (!status && resumed && run_is_done(o)) {
+        status = print_done(o, error);
+        cJSON_Delete(settings);
+        return status;
+    }
     if (!status) status = option_need(o, OPT_TEXT_FILE, error);
     if (!status && !o->text[OPT_MODEL] == !o->text[OPT_CONFIG])
         status = error_set(error, EXIT_USAGE, "pretrain: one of --model DIR and --config FILE is needed");
