@@ -85,7 +85,11 @@ ALPHABETS = [
     "हिन्दीभाषाकेशब्दऔरवाक्य", "İıIiŞşĞğ",
     "KÅΩΣσςªº\u2160\u2170ⒶⓐǅǈDžﬁﬂﬃﬄſẞßŉǰΐᾳᾼ", "a\u0301e\u0308o\u0302A\u030an\u0303",
     "𐐀𐐨𝐀𝐚𝓐𞤀𞤢𑢠𑣀", "ႠႡაბԱԲաբᲐᏀꭰ",
+    ["😀", "👍🏽", "👩\u200d🔬", "🇩🇪", "❤\ufe0f", "1\ufe0f\u20e3", "☺", "a", "b"],
 ]
+# Thousands and decimals as several places write them.
+SEPARATORS = [",.", ".,", "\u202f,", "\u00a0,", "'.", "\u2019.", "\u066c\u066b", "\uff0c\uff0e", " .", "/-", "::"]
+QUOTES = ["\"\"", "''", "“”", "„“", "«»", "‘’", "「」", "‹›", "``"]
 DIGITS = ["0123456789", "٠١٢٣٤٥٦٧٨٩", "०१२३४५६७८९", "½¼²³⁴₅ⅣⅫ①②㊿一二三", "𝟎𝟏𝟐𒐀𐄇", "\U00010d40\U00011bf3"]
 PUNCTUATION = list("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~") + list(".,.,.,-'") + \
     list("‘’´“”„«»‹›¿¡…–—·、。「」『』，．！？؟،؛।॥՝֊٪‰§¶•†‡‿⁀﴾﴿\u2e60\U0001e5ff")
@@ -103,8 +107,19 @@ ODD_WORDS = ["a", "an", "the", "The", "A", "AN", "THE", "a.", "the-", "an_", "a\
              "ﬁn", "...", ". . .", " . ", "..", ",,", "--", "\"", "'", "``", "''", "$5.00", "50%", "a+b", "x²", "№5"]
 
 
+def make_number(rng):
+    """A number with separators: 12,345,678.9"""
+    digits, (thousands, point) = rng.choice(DIGITS), rng.choice(SEPARATORS)
+    groups = [3 if i else rng.randint(1, 3) for i in range(rng.randint(1, 3))]
+    number = thousands.join("".join(rng.choice(digits) for _ in range(n)) for n in groups)
+    return rng.choice(["", "", "", "$", "-", "€", "+"]) + number + \
+        (point + rng.choice(digits) if rng.random() < 0.4 else "") + rng.choice(["", "", "", "%", ".", "th"])
+
+
 def make_word(rng, alphabets):
     kind = rng.random()
+    if kind < 0.05:
+        return make_number(rng)
     if kind < 0.12:
         return rng.choice(ODD_WORDS)
     if kind < 0.2:
@@ -117,6 +132,9 @@ def make_word(rng, alphabets):
     if rng.random() < 0.25:
         at = rng.randint(0, len(word))
         word = word[:at] + rng.choice(rng.choice([PUNCTUATION, SYMBOLS, IGNORABLE])) + word[at:]
+    if rng.random() < 0.05:
+        left, right = rng.choice(QUOTES)
+        word = left + word + right
     return word
 
 
@@ -176,16 +194,20 @@ def make_case(rng, longest, newlines=0.02):
 
 # name: (seed, cases, longest text in words, share of line breaks among the spaces, metrics)
 FILES = {
-    "answers": (11, 1000, 5, 0.02, ["accuracy", "trivia-em", "trivia-f1", "squad-em", "squad-f1"]),
-    "translations": (12, 1000, 11, 0.02, ["bleu", "bleu-13a"]),
-    "summaries": (13, 1000, 12, 0.15, ["rouge1", "rouge2", "rougeL", "rougeLsum"]),
+    "answers": (11, 1200, 5, 0.02, ["accuracy", "trivia-em", "trivia-f1", "squad-em", "squad-f1"]),
+    "translations": (12, 1200, 11, 0.02, ["bleu", "bleu-13a"]),
+    "summaries": (13, 1200, 12, 0.15, ["rouge1", "rouge2", "rougeL", "rougeLsum"]),
 }
 
 
 def make_file(name, qa_utils):
     seed, count, longest, newlines, metrics = FILES[name]
     rng = random.Random(seed)
-    pairs = [make_case(rng, longest, newlines) for _ in range(count)]
+    pairs = []
+    while len(pairs) < count:
+        pair = make_case(rng, longest, newlines)
+        if pair not in pairs:
+            pairs.append(pair)
     cases = [[p, r, [round(score(m, [p], [r], qa_utils)[0], 4) for m in metrics]] for p, r in pairs]
     corpora = []
     for begin, end in [(0, count), (0, count // 3), (count // 3, count // 2), (count // 2, count // 2 + 10)]:

@@ -216,7 +216,7 @@ static void check_golden(const char *file, int n_metrics)
     if (!golden) return;
     cJSON_ArrayForEach(item, cJSON_GetObjectItem(golden, "cases"))
         corpus_add_json(&corpus, cJSON_GetArrayItem(item, 0), cJSON_GetArrayItem(item, 1));
-    CHECK(corpus.count == 1000, "%zu cases", corpus.count);
+    CHECK(corpus.count >= 1000, "%zu cases", corpus.count);
     cJSON_ArrayForEach(item, cJSON_GetObjectItem(golden, "metrics"))
     {
         Metric metric = METRIC_COUNT;
