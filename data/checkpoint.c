@@ -1,8 +1,9 @@
 /* checkpoint.c: the tensors of a model, whichever way they are stored. See checkpoint.h.
  *
- * Here: finding the files, merging the shards, and reading elements. The formats themselves are in safetensors.c and
- * torch_file.c; each lists the tensors of one mapped file with checkpoint_add, which checks once for all that no
- * element lies outside of the file. Whoever reads elements later need not check again. */
+ * Here: finding the files, merging the shards, and reading elements. The formats themselves are in safetensors.c,
+ * torch_file.c and t5x.c; each lists the tensors of one mapped file with checkpoint_add, which checks once for all that
+ * no element lies outside of the file. Whoever reads elements later need not check again. Only the arrays of T5X are
+ * unpacked while they are read, and that may fail. */
 #include "checkpoint.h"
 #include "checkpoint_internal.h"
 
@@ -101,7 +102,7 @@ static int tensor_check_extent(const StoredTensor *tensor, const char *name, siz
 {
     size_t extent, there = (size_t)(end - tensor->data);
     int shown = name_length > 200 ? 200 : (int)name_length;
-    if (tensor->dtype == DTYPE_OTHER) return 0;
+    if (tensor->dtype == DTYPE_OTHER || tensor->packed) return 0; /* t5x.c unpacks what the shape says */
     if (tensor_extent(tensor, &extent) != 0)
         return error_set(error, EXIT_FAILED, "%.500s: tensor %.*s: its shape overflows", tensor->file, shown, name);
     if (extent <= there) return 0;
@@ -139,17 +140,22 @@ int checkpoint_add(Checkpoint *checkpoint, const StoredTensor *tensor, const cha
  * empty file, and the small text that git leaves in place of a file when git-lfs is not installed. */
 static int read_by_content(Checkpoint *checkpoint, const MappedFile *file, Error *error)
 {
-    static const char lfs[] = "version https://git-lfs.github.com/";
+    static const char lfs[] = "version https://git-lfs.github.com/", tensorflow[] = "model_checkpoint_path:";
     if (file->bytes == 0) return error_set(error, EXIT_FAILED, "%.700s: is empty (expected tensors)", file->path);
     if (file->bytes >= sizeof lfs - 1 && memcmp(file->data, lfs, sizeof lfs - 1) == 0)
         return error_set(error, EXIT_FAILED,
                          "%.700s: is a Git LFS pointer, not the file itself (download it with: git lfs pull)",
                          file->path);
     if (torch_recognised(file)) return torch_read(checkpoint, file, error);
+    if (t5x_recognised(file)) return t5x_read(checkpoint, file, error);
     const char *dot = strrchr(file->path, '.');
     if ((dot && strcmp(dot, ".safetensors") == 0) || (file->bytes > 8 && file->data[8] == '{'))
         return safetensors_read(checkpoint, file, error);
-    return error_set(error, EXIT_FAILED, "%.700s: is neither a safetensors file nor a torch file", file->path);
+    if (file->bytes >= sizeof tensorflow - 1 && memcmp(file->data, tensorflow, sizeof tensorflow - 1) == 0)
+        return error_set(error, EXIT_FAILED, "%.700s: is of a TensorFlow checkpoint (expected T5X's; T5X converts it)",
+                         file->path);
+    return error_set(error, EXIT_FAILED, "%.700s: is neither a safetensors file nor a torch file nor T5X's index",
+                     file->path);
 }
 
 /* Maps one more file and lists its tensors. checkpoint->files has room for it. */
@@ -307,7 +313,7 @@ static int open_path(Checkpoint *checkpoint, const char *path, Error *error)
 static int open_directory(Checkpoint *checkpoint, const char *directory, Error *error)
 {
     static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                                        "pytorch_model.bin.index.json"};
+                                        "pytorch_model.bin.index.json", "checkpoint"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char *path = path_join(directory, names[i]);
         if (!path) return checkpoint_no_memory(error, directory);
@@ -316,8 +322,9 @@ static int open_directory(Checkpoint *checkpoint, const char *directory, Error *
         free(path);
         if (there) return status;
     }
-    return error_set(error, EXIT_USAGE, "%.700s: holds no model (looked for %s, %s, %s, %s)", directory, names[0],
-                     names[1], names[2], names[3]);
+    if (t5x_is_orbax(directory)) return t5x_orbax_error(directory, error);
+    return error_set(error, EXIT_USAGE, "%.700s: holds no model (looked for %s, %s, %s, %s and T5X's %s)", directory,
+                     names[0], names[1], names[2], names[3], names[4]);
 }
 
 Checkpoint *checkpoint_open(const char *path, Error *error)
@@ -340,6 +347,7 @@ void checkpoint_close(Checkpoint *checkpoint)
     if (!checkpoint) return;
     for (size_t i = 0; i < checkpoint->count; i++) free((char *)(uintptr_t)checkpoint->tensors[i].name);
     for (size_t i = 0; i < checkpoint->n_files; i++) mapped_file_close(&checkpoint->files[i]);
+    t5x_close(checkpoint);
     free(checkpoint->tensors);
     free(checkpoint->files);
     free(checkpoint);
@@ -461,6 +469,7 @@ static void convert_ints(Dtype dtype, const unsigned char *from, size_t step, si
  * time (all at once where the tensor is dense). */
 typedef struct {
     const StoredTensor *tensor;
+    const unsigned char *data;         /* of its first element */
     size_t index[CHECKPOINT_MAX_DIMS]; /* of the next element */
     size_t left;                       /* elements still to come */
     bool dense;
@@ -468,9 +477,9 @@ typedef struct {
 
 /* Splits `first` into an index for each dimension, the last one fastest. A tensor is dense when its strides are
  * those of row-major order; a dimension of length 1 may have any stride. */
-static Walk walk_start(const StoredTensor *tensor, size_t first, size_t count)
+static Walk walk_start(const StoredTensor *tensor, const unsigned char *data, size_t first, size_t count)
 {
-    Walk walk = {.tensor = tensor, .left = count, .dense = true};
+    Walk walk = {.tensor = tensor, .data = data, .left = count, .dense = true};
     size_t product = 1, rest = first;
     for (size_t d = tensor->n_dims; d-- > 0 && count > 0;) {
         walk.index[d] = rest % tensor->shape[d];
@@ -488,7 +497,7 @@ static size_t walk_next(Walk *walk, const unsigned char **from, size_t *step)
     size_t last = tensor->n_dims - 1, bytes = dtype_bytes(tensor->dtype), place = 0, length;
     if (walk->left == 0) return 0;
     for (size_t d = 0; d < tensor->n_dims; d++) place += walk->index[d] * tensor->strides[d];
-    *from = tensor->data + place * bytes;
+    *from = walk->data + place * bytes;
     *step = bytes;
     if (walk->dense || tensor->n_dims == 0) { /* everything in one stretch */
         length = walk->left;
@@ -522,12 +531,23 @@ static int check_range(const StoredTensor *tensor, size_t first, size_t count, b
     return status;
 }
 
+/* Where the first element is; NULL with the error set when it cannot be unpacked. */
+static const unsigned char *tensor_data(const StoredTensor *tensor, Error *error)
+{
+    if (!tensor->packed) return tensor->data;
+    const unsigned char *bytes = t5x_array_bytes(tensor->packed, error);
+    if (!bytes) error_keep_one_line(error);
+    return bytes ? bytes + tensor->packed_offset : NULL;
+}
+
 int stored_tensor_read_float(const StoredTensor *tensor, size_t first, size_t count, float *out, Error *error)
 {
     Dtype dtype = tensor->dtype;
     bool is_float = dtype == DTYPE_F32 || dtype == DTYPE_F16 || dtype == DTYPE_BF16 || dtype == DTYPE_F64;
     if (check_range(tensor, first, count, is_float, "F32, F16, BF16 or F64", error) != 0) return -1;
-    Walk walk = walk_start(tensor, first, count);
+    const unsigned char *data = tensor_data(tensor, error);
+    if (!data) return -1;
+    Walk walk = walk_start(tensor, data, first, count);
     const unsigned char *from;
     for (size_t step, length; (length = walk_next(&walk, &from, &step)) > 0; out += length)
         convert_floats(dtype, from, step, length, out);
@@ -539,9 +559,29 @@ int stored_tensor_read_int(const StoredTensor *tensor, size_t first, size_t coun
     Dtype dtype = tensor->dtype;
     bool is_integer = dtype >= DTYPE_I64 && dtype <= DTYPE_BOOL;
     if (check_range(tensor, first, count, is_integer, "an integer type", error) != 0) return -1;
-    Walk walk = walk_start(tensor, first, count);
+    const unsigned char *data = tensor_data(tensor, error);
+    if (!data) return -1;
+    Walk walk = walk_start(tensor, data, first, count);
     const unsigned char *from;
     for (size_t step, length; (length = walk_next(&walk, &from, &step)) > 0; out += length)
         convert_ints(dtype, from, step, length, out);
     return 0;
+}
+
+Checkpoint *adapter_open(const char *directory, const char *what, Error *error)
+{
+    static const char *const names[] = {"adapter_model.safetensors", "adapter_model.bin"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = path_join(directory, names[i]);
+        if (!path) {
+            checkpoint_no_memory(error, directory);
+            return NULL;
+        }
+        bool there = path_exists(path);
+        Checkpoint *checkpoint = there ? checkpoint_open(path, error) : NULL;
+        free(path);
+        if (there) return checkpoint;
+    }
+    error_set(error, EXIT_USAGE, "%.700s: holds no %s (looked for %s, %s)", directory, what, names[0], names[1]);
+    return NULL;
 }

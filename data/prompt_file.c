@@ -287,25 +287,6 @@ static int config_read(const char *directory, AdapterConfig *config, Error *erro
     return status;
 }
 
-/* Older versions of PEFT wrote torch files. */
-static Checkpoint *adapter_open(const char *directory, Error *error)
-{
-    static const char *const names[] = {"adapter_model.safetensors", "adapter_model.bin"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        char *path = path_join(directory, names[i]);
-        if (!path) {
-            checkpoint_no_memory(error, directory);
-            return NULL;
-        }
-        bool there = path_exists(path);
-        Checkpoint *checkpoint = there ? checkpoint_open(path, error) : NULL;
-        free(path);
-        if (there) return checkpoint;
-    }
-    error_set(error, EXIT_USAGE, "%.700s: holds no soft prompt (looked for %s, %s)", directory, names[0], names[1]);
-    return NULL;
-}
-
 /* The tensor has the rows of one submodule, or of as many as the config says (null: two, PEFT's default). */
 static int adapter_check(const Checkpoint *adapter, const AdapterConfig *config, const char *directory,
                          const StoredTensor **tensor, Error *error)
@@ -332,7 +313,7 @@ static int adapter_read(const char *directory, float **rows, size_t *length, siz
     AdapterConfig config = {0};
     const StoredTensor *tensor;
     if (config_read(directory, &config, error) != 0) return -1;
-    Checkpoint *adapter = adapter_open(directory, error);
+    Checkpoint *adapter = adapter_open(directory, "soft prompt", error);
     if (!adapter) return -1;
     int status = adapter_check(adapter, &config, directory, &tensor, error);
     if (status == 0) status = rows_read(tensor, config.tokens, rows, error);

@@ -62,7 +62,7 @@ static Checkpoint *open_checked(const char *path)
 }
 
 /* sqrt(sum x[i]^2) */
-static double norm(const double *x, size_t n)
+__attribute__((unused)) static double norm(const double *x, size_t n)
 {
     double sum = 0;
     for (size_t i = 0; i < n; i++) sum += x[i] * x[i];

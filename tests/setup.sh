@@ -20,7 +20,7 @@ if ! probe; then
         echo "installing $packages" >&2
         { $sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq $packages; } >build/setup.log 2>&1
     elif command -v brew >/dev/null; then
-        packages="sentencepiece cjson utf8proc libomp"
+        packages="sentencepiece cjson utf8proc zlib libomp"
         brew install -q $packages >build/setup.log 2>&1
     else
         echo "promot needs a C++ compiler and the libraries sentencepiece, cJSON, utf8proc and zlib, with their headers" >&2

@@ -209,6 +209,9 @@ static void writes_npy_as_numpy_does(void)
     CHECK(golden.bytes == written.bytes && memcmp(golden.data, written.data, golden.bytes) == 0);
     mapped_file_close(&golden);
     mapped_file_close(&written);
+    /* T5X's name of a prompt has no suffix of a kind. */
+    CHECK(npy_write(SCRATCH "/encoder.prompt.prompt.prompt", rows, 3, 4, &error) == 0, "%s", error.text);
+    expect_eighths(SCRATCH "/encoder.prompt.prompt.prompt");
     CHECK(npy_write(SCRATCH "/none/a.npy", rows, 3, 4, &error) == -1 && error.exit_code == EXIT_USAGE);
 }
 
