@@ -1,0 +1,50 @@
+/* report.h: figures, and a report that lays them out with tables: one HTML page that needs no network and no script. */
+#ifndef PROMOT_REPORT_H
+#define PROMOT_REPORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "error.h"
+
+/* A value that is NaN or infinite is a gap in the line. spread: NULL, or the half-height of a band around y. */
+typedef struct {
+    const char *name;
+    size_t n;
+    const double *x, *y; /* [n] */
+    const double *spread;
+} PlotSeries;
+
+/* points: marks joined in order (a trade-off path; its first mark is hollow) instead of a curve over x, which comes in
+ * ascending order. The caption stands under the picture in a report. */
+typedef struct {
+    const char *title, *x_label, *y_label, *caption;
+    size_t count;
+    const PlotSeries *series;
+    bool points;
+} Plot;
+
+char *plot_svg(const Plot *plot); /* to be freed; NULL: no memory */
+
+/* Writes DIRECTORY/NAME.svg, NAME.csv (series, x, y, spread) and NAME.json, which holds everything of the plot. */
+int figure_write(const char *directory, const char *name, const Plot *plot, Error *error);
+
+/* DIRECTORY/NAME.json back as a Plot, so that the curves of several runs can be laid into one picture. EXIT_USAGE when
+ * it is not there, EXIT_FAILED when it is not a figure; *out is NULL then. */
+typedef struct Figure Figure;
+int figure_read(const char *path, Figure **out, Error *error);
+const Plot *figure_plot(const Figure *figure);
+void figure_free(Figure *figure); /* NULL is fine */
+
+/* csv: CSV as RFC 4180 has it, or plain tab-separated values when there is a tab in its first line; its first row is
+ * the head. */
+typedef struct {
+    const char *title, *csv;
+} ReportTable;
+
+/* Writes DIRECTORY/report.html: the title, the introduction (an empty line begins a new paragraph), the tables, and all
+ * figures of DIRECTORY in name order with their captions. Light or dark as the reader's screen is. */
+int report_write(const char *directory, const char *title, const char *introduction, const ReportTable *tables,
+                 size_t n_tables, Error *error);
+
+#endif
