@@ -125,6 +125,7 @@ static int map_descriptor(MappedFile *file, int fd, Error *error)
     if (memory == MAP_FAILED) return error_from_errno(error, file->path, "cannot be mapped");
     file->data = memory;
     file->bytes = (size_t)status.st_size;
+    file->on_disk = true;
     return 0;
 }
 
@@ -137,6 +138,16 @@ int mapped_file_open(MappedFile *file, const char *path, Error *error)
     if (fd >= 0) close(fd); /* the mapping outlives it */
     if (status != 0) mapped_file_close(file);
     return status;
+}
+
+/* Whoever touches a page gets its neighbours as well: Linux maps 64 kB around it. */
+void mapped_file_forget(const MappedFile *file, size_t from, size_t to)
+{
+    const size_t around = 64 << 10;
+    if (!file->on_disk || to > file->bytes || from > to) return;
+    from -= from % around;
+    to = to / around < file->bytes / around ? (to / around + 1) * around : file->bytes;
+    madvise((void *)(uintptr_t)(file->data + from), to - from, MADV_DONTNEED); /* a hint: its failure changes nothing */
 }
 
 void mapped_file_close(MappedFile *file)

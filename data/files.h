@@ -14,10 +14,14 @@ typedef struct {
     char *path;
     const unsigned char *data;
     size_t bytes;
+    bool on_disk; /* not collected from a pipe: what was read can be read again */
 } MappedFile;
 
 int mapped_file_open(MappedFile *file, const char *path, Error *error); /* EXIT_USAGE when it is not there or a directory */
 void mapped_file_close(MappedFile *file);                               /* also on a zeroed struct */
+
+/* Bytes from..to were read and are not needed now: their pages need not stay in this process' memory. */
+void mapped_file_forget(const MappedFile *file, size_t from, size_t to);
 
 /* A file being written. commit syncs it, renames it into place and syncs the directory; abandon removes it. */
 typedef struct AtomicFile AtomicFile;
