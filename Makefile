@@ -20,11 +20,12 @@ else
 OPENMP    = -fopenmp
 endif
 
-DATA      = checkpoint files metrics options prompt_file safetensors tasks torch_file unicode_text
+DATA      = checkpoint dataset dataset_files files lora_file metrics options prompt_file report results \
+            safetensors t5x task_rows tasks text_buffer torch_file unicode_text
 HEADERS   = promot.h $(wildcard data/*.h data/demo/*.h tokenizer/*.h tests/*.h)
 TESTS     = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c)) fuzz_formats
 # These run a second time with every number a double, for finite differences.
-DOUBLE    = test_kernels test_matmul_attention test_model
+DOUBLE    = test_kernels test_lora test_matmul_attention test_model
 # Test programs include the file they test, promot.c among them.
 INCLUDED  = promot.c $(wildcard data/*.c data/demo/*.c)
 

@@ -16,11 +16,12 @@
  *   [1] Errors, memory, random numbers
  *   [2] Kernels
  *   [3] The model
- *   [4] Soft prompts
+ *   [4] Soft prompts and LoRA
  *   [5] Adafactor
  *   [6] Decoding
  *   [7] Training
  *   [8] Evaluation
+ *   [9] Analysis
  *   [10] Command line
  *
  * Notation, here and in promot.h: B sequences, S source and T target tokens, P prompt rows, D d_model, H heads, K d_kv,
@@ -55,9 +56,12 @@
 #endif
 
 #include "data/files.h"
+#include "data/lora_file.h"
 #include "data/metrics.h"
 #include "data/options.h"
 #include "data/prompt_file.h"
+#include "data/report.h"
+#include "data/results.h"
 
 #define PROMOT_VERSION "0.1.0"
 
@@ -1538,6 +1542,87 @@ void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_
 }
 
 /* ----------------------------------------------------------------------------------------------------------------
+ * LoRA (Hu et al. 2021): w = base + scale * b · a. The products are thin, `rank` deep or wide, and read and write their
+ * operands in place; always in fp32, for w is what a merged model is saved as. */
+void lora_merge_forward(Device *dev, weight_t *w, const weight_t *base, const weight_t *a, const weight_t *b,
+                        size_t rows, size_t columns, size_t rank, float scale)
+{
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t row = 0; row < rows; row++) {
+        const weight_t *from = base + row * columns;
+        weight_t *to = w + row * columns;
+        few_rows_sum(to, columns, (Operand){b + row * rank, rank, 1}, (Operand){a, 1, columns}, 1, columns, rank, false,
+                     false);
+#pragma omp simd
+        for (size_t c = 0; c < columns; c++) to[c] = from[c] + scale * to[c];
+    }
+}
+
+enum { LORA_TILE = 4 }; /* rows of a, and vectors of columns, whose sums stay in registers */
+
+/* Some columns of four rows of da: da(k, c) += sum over rows of b(row, k) dw(row, c). b [rows, b_row] is padded with
+ * zeros to full tiles; n: columns that are left, `ranks`: rows of da that are left. */
+ALWAYS_INLINE void lora_tile(stat_t *da, const stat_t *dw, const real_t *b, size_t b_row, size_t rows, size_t columns,
+                             size_t n, size_t ranks, bool whole)
+{
+    vec_t sum[LORA_TILE][LORA_TILE] = {{{0}}};
+    for (size_t row = 0; row < rows; row++, dw += columns, b += b_row) {
+        vec_t g[LORA_TILE];
+        UNROLLED for (size_t v = 0; v < LORA_TILE; v++)
+        {
+            const size_t at = v * LANES;
+            g[v] = whole ? vec_load(dw + at) : at < n ? vec_load_some(dw + at, n - at, 0) : vec_set(0);
+        }
+        UNROLLED for (size_t k = 0; k < LORA_TILE; k++)
+        {
+            UNROLLED for (size_t v = 0; v < LORA_TILE; v++) sum[k][v] += b[k] * g[v];
+        }
+    }
+    for (size_t k = 0; k < min_size(ranks, LORA_TILE); k++)
+        for (size_t c = 0; c < min_size(n, LORA_TILE * LANES); c += LANES) {
+            stat_t *to = da + k * columns + c;
+            vec_store_some(to, n - c, vec_load_some(to, n - c, 0) + sum[k][c / LANES]);
+        }
+}
+
+/* da += scale * bᵀ · dw, where each thread owns columns; db += scale * dw · aᵀ, where each owns rows. */
+void lora_backward(Device *dev, stat_t *da, stat_t *db, const stat_t *dw, const weight_t *a, const weight_t *b,
+                   size_t rows, size_t columns, size_t rank, float scale)
+{
+    enum { WIDTH = LORA_TILE * LANES, RANKS = 64 };
+    const size_t padded = round_up(rank, LORA_TILE);
+    real_t *scaled = device_scratch(dev, rows * padded * sizeof *scaled); /* scale * b, and zeros */
+#pragma omp parallel num_threads(dev->threads)
+    {
+#pragma omp for
+        for (size_t row = 0; row < rows; row++)
+            for (size_t k = 0; k < padded; k++) scaled[row * padded + k] = k < rank ? scale * b[row * rank + k] : 0;
+#pragma omp for nowait
+        for (size_t c = 0; c < columns; c += WIDTH)
+            for (size_t k = 0; k < rank; k += LORA_TILE) {
+                stat_t *to = da + k * columns + c;
+                if (columns - c >= WIDTH)
+                    lora_tile(to, dw + c, scaled + k, padded, rows, columns, columns - c, rank - k, true);
+                else
+                    lora_tile(to, dw + c, scaled + k, padded, rows, columns, columns - c, rank - k, false);
+            }
+#pragma omp for
+        for (size_t row = 0; row < rows; row += FEW_ROWS) {
+            const size_t n = min_size(FEW_ROWS, rows - row);
+            const Operand from = {dw + row * columns, columns, 1};
+            for (size_t k = 0; k < rank; k += RANKS) {
+                const size_t ranks = min_size(RANKS, rank - k);
+                real_t product[FEW_ROWS * RANKS];
+                few_rows_dot(product, ranks, from, (Operand){a + k * columns, columns, 1}, n, ranks, columns, false,
+                             false);
+                for (size_t i = 0; i < n * ranks; i++)
+                    db[(row + i / ranks) * rank + k + i % ranks] += scale * product[i];
+            }
+        }
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
  * Attention
  *
  * For each head: S = q · kᵀ + bias, P = softmax(S) over the keys, P' = dropout(P), out = P' · v. T5's bias depends on
@@ -2009,16 +2094,12 @@ static int config_parse(T5Config *config, const cJSON *json, const char *file, E
     return 0;
 }
 
-static int config_read_file(T5Config *config, const char *file, Error *error)
+/* Takes the text, of a file or made from a T5X checkpoint; `file` is for errors. */
+static int config_read_text(T5Config *config, char *text, const char *file, Error *error)
 {
-    MappedFile mapped = {0};
     cJSON *json;
     int status;
-    memset(config, 0, sizeof *config);
-    if (mapped_file_open(&mapped, file, error)) return -1;
-    config->json = host_alloc(mapped.bytes + 1, 1);
-    memcpy(config->json, mapped.data, mapped.bytes);
-    mapped_file_close(&mapped);
+    config->json = text;
     json = cJSON_ParseWithOpts(config->json, NULL, true); /* true: nothing may follow */
     status = cJSON_IsObject(json) ? config_parse(config, json, file, error)
                                   : error_set(error, EXIT_FAILED, "%s: not a JSON object", file);
@@ -2030,14 +2111,32 @@ static int config_read_file(T5Config *config, const char *file, Error *error)
     return status;
 }
 
+static int config_read_file(T5Config *config, const char *file, Error *error)
+{
+    MappedFile mapped = {0};
+    char *text;
+    memset(config, 0, sizeof *config);
+    if (mapped_file_open(&mapped, file, error)) return -1;
+    text = host_alloc(mapped.bytes + 1, 1);
+    memcpy(text, mapped.data, mapped.bytes);
+    mapped_file_close(&mapped);
+    return config_read_text(config, text, file, error);
+}
+
+/* A T5X checkpoint has no config.json: one is made from the shapes of its tensors. */
 int config_read(T5Config *config, const char *directory, Error *error)
 {
-    char *file;
+    char *file, *text;
     int status;
     memset(config, 0, sizeof *config);
     if (!path_is_directory(directory)) return error_set(error, EXIT_USAGE, "%s: no such model directory", directory);
     file = path_join(directory, "config.json");
-    status = config_read_file(config, file, error);
+    if (path_exists(file) || !t5x_directory(directory)) {
+        status = config_read_file(config, file, error);
+    } else {
+        text = t5x_config_json(directory, error);
+        status = text ? config_read_text(config, text, directory, error) : -1;
+    }
     free(file);
     return status;
 }
@@ -2185,7 +2284,7 @@ static bool stored_tensors_equal(const StoredTensor *a, const StoredTensor *b)
     bool equal = true;
     if (a->numel != b->numel || a->n_dims != b->n_dims || memcmp(a->shape, b->shape, a->n_dims * sizeof *a->shape) != 0)
         return false;
-    if (a->data == b->data && a->dtype == b->dtype &&
+    if (a->data == b->data && a->packed == b->packed && a->packed_offset == b->packed_offset && a->dtype == b->dtype &&
         memcmp(a->strides, b->strides, a->n_dims * sizeof *a->strides) == 0)
         return true;
     slices = host_alloc(2 * TRANSFER, sizeof *slices);
@@ -2268,12 +2367,34 @@ static int model_check_tensors(const Model *model, const Checkpoint *checkpoint,
     return status;
 }
 
+/* A tensor of the table, and where its elements come from. */
+typedef struct {
+    const Tensor *tensor;
+    const StoredTensor *stored;
+} Load;
+
+static int compare_loads(const void *a, const void *b)
+{
+    const StoredTensor *x = ((const Load *)a)->stored, *y = ((const Load *)b)->stored;
+    int files = strcmp(x->file, y->file);
+    if (files) return files;
+    if (x->packed != y->packed) return (uintptr_t)x->packed < (uintptr_t)y->packed ? -1 : 1;
+    if (x->data != y->data) return (uintptr_t)x->data < (uintptr_t)y->data ? -1 : 1;
+    return x->packed_offset < y->packed_offset ? -1 : x->packed_offset > y->packed_offset;
+}
+
+/* In the order of the files: a disk likes it, and T5X's arrays of all layers are unpacked once, not once a layer. */
 static int model_load_weights(Model *model, const Checkpoint *checkpoint, Error *error)
 {
     float *slice = host_alloc(TRANSFER, sizeof *slice);
+    Load *loads = host_alloc(model->n_tensors, sizeof *loads);
     int status = 0;
+    for (size_t i = 0; i < model->n_tensors; i++)
+        loads[i] = (Load){&model->tensors[i], stored_find(checkpoint, model->tensors[i].name)};
+    qsort(loads, model->n_tensors, sizeof *loads, compare_loads);
     for (size_t i = 0; !status && i < model->n_tensors; i++)
-        status = tensor_load(model, &model->tensors[i], stored_find(checkpoint, model->tensors[i].name), slice, error);
+        status = tensor_load(model, loads[i].tensor, loads[i].stored, slice, error);
+    free(loads);
     free(slice);
     return status;
 }
@@ -2302,6 +2423,7 @@ Model *model_open(const char *directory, Device *dev, void (*warn)(const char *t
 void model_close(Model *model)
 {
     if (!model) return;
+    lora_detach(model);
     table_free(model);
     device_free(model->weights);
     free(model->config.json);
@@ -3021,20 +3143,39 @@ static void t5_forward(Pass *pass)
 
 /* --- the network, backward */
 
+/* The target of an attached LoRA that a tensor is, or NULL. */
+static const LoraTarget *lora_target(const Lora *lora, const Tensor *tensor)
+{
+    for (size_t i = 0; lora && i < lora->count; i++)
+        if (lora->targets[i].tensor == tensor) return &lora->targets[i];
+    return NULL;
+}
+
 /* Where gradients go. When `finished` is set, a tensor's gradient is handed over the moment the backward pass has it
  * whole, and its place is used again for the next one: the optimizer's update is fused into the backward pass and no
  * full gradient exists. Otherwise all gradients are kept, so that micro-batches can add up. */
 typedef struct {
-    bool weights;      /* false: prompt tuning, no weight gradient is computed at all */
-    bool accumulate;   /* not the first micro-batch of its batch */
-    stat_t *kept;      /* [every tensor but shared], or NULL when handed over */
-    stat_t *scratch;   /* handed over: room for the largest matrix, or neighbours that count as one */
-    stat_t *bias[2];   /* handed over: of the encoder's and decoder's relative bias, to which all layers add */
-    stat_t *embedding; /* [n_touched, D]: see Batch */
-    stat_t *prompts;   /* [count * length, D], or NULL */
+    bool weights;       /* false: prompt tuning, no weight gradient is computed at all */
+    const bool *wanted; /* [n_tensors] the tensors of the table whose gradient is computed; NULL: all */
+    bool accumulate;    /* not the first micro-batch of its batch */
+    stat_t *kept;       /* [every tensor but shared], or NULL when handed over */
+    stat_t *scratch;    /* handed over: room for the largest matrix, or neighbours that count as one */
+    stat_t *bias[2];    /* handed over: of the encoder's and decoder's relative bias, to which all layers add */
+    stat_t *embedding;  /* [n_touched, D]: see Batch */
+    stat_t *prompts;    /* [count * length, D], or NULL */
+    stat_t *adapters;   /* of a LoRA that is trained, [n_adapters] in its order, or NULL: see lora_gradient */
     void (*finished)(void *context, const Tensor *tensor, const stat_t *gradient);
     void *context;
 } Gradients;
+
+/* Is the gradient of any of these neighbours in the table to be computed? */
+static bool gradient_wanted(const Gradients *grads, const Model *model, const Tensor *first, size_t n_tensors)
+{
+    bool wanted = grads->weights && !grads->wanted;
+    for (size_t i = 0; grads->weights && grads->wanted && i < n_tensors; i++)
+        wanted |= grads->wanted[first - model->tensors + (ptrdiff_t)i];
+    return wanted;
+}
 
 static stat_t *gradient_place(const Gradients *grads, const Model *model, const Tensor *tensor)
 {
@@ -3053,11 +3194,28 @@ static stat_t *gradient_place_to_add(const Gradients *grads, const Model *model,
     return place;
 }
 
+/* Training a LoRA, dW is only on the way: W = W0 + s B·A gives dA += s Bᵀ·dW and dB += s dW·Aᵀ, which are small and
+ * kept, and the place of dW is free again. Micro-batches add up in dA and dB, for both are linear in dW. */
+static void lora_gradient(const Gradients *grads, const Model *model, const Tensor *tensor, const stat_t *dw)
+{
+    const Lora *lora = model->lora;
+    const LoraTarget *target = lora_target(lora, tensor);
+    lora_backward(model->dev, grads->adapters + (target->a - lora->adapters),
+                  grads->adapters + (target->b - lora->adapters), dw, target->a, target->b, tensor->rows,
+                  tensor->columns, lora->rank, lora->scale);
+}
+
 static void gradient_finished(const Gradients *grads, const Model *model, const Tensor *first, size_t n_tensors)
 {
-    const stat_t *place = gradient_place(grads, model, first);
-    for (size_t i = 0; grads->finished && i < n_tensors; i++)
-        grads->finished(grads->context, &first[i], place + (first[i].offset - first->offset));
+    const stat_t *place = gradient_place(grads, model, first), *gradient;
+    for (size_t i = 0; i < n_tensors; i++) {
+        if (!gradient_wanted(grads, model, &first[i], 1)) continue;
+        gradient = place + (first[i].offset - first->offset);
+        if (grads->adapters)
+            lora_gradient(grads, model, &first[i], gradient);
+        else if (grads->finished)
+            grads->finished(grads->context, &first[i], gradient);
+    }
 }
 
 /* The gradient of a matrix, or of neighbours that count as one: dw = dyᵀ · x. The input's gradient must have been taken
@@ -3066,31 +3224,34 @@ static void linear_gradient(const Pass *pass, const Gradients *grads, const Tens
                             const act_t *dy, const act_t *x, size_t rows)
 {
     size_t out = 0;
-    if (!grads->weights) return;
+    if (!gradient_wanted(grads, pass->model, first, n_tensors)) return;
     for (size_t i = 0; i < n_tensors; i++) out += first[i].rows;
     linear_backward_weight(pass->model->dev, gradient_place(grads, pass->model, first), dy, x, rows, first->columns,
-                           out, grads->accumulate);
+                           out, grads->accumulate && !grads->adapters);
     gradient_finished(grads, pass->model, first, n_tensors);
 }
 
-/* Backward of norm_and_project: from dy to the residual stream, dx += d(norm)(dy · w). */
+/* Backward of norm_and_project: from dy to the residual stream, dx += d(norm)(dy · w). stop_here: nothing below this
+ * projection is trained, so only the gradient of w is wanted. */
 static void norm_and_project_backward(Pass *pass, const Gradients *grads, act_t *dx, const act_t *dy, const act_t *x,
-                                      stat_t *rstd, const Tensor *norm, const Tensor *w, size_t n_tensors, size_t rows)
+                                      stat_t *rstd, const Tensor *norm, const Tensor *w, size_t n_tensors, size_t rows,
+                                      bool stop_here)
 {
     const Model *model = pass->model;
     const T5Config *c = &model->config;
     stat_t *dscale = NULL;
     size_t out = 0;
     for (size_t i = 0; i < n_tensors; i++) out += w[i].rows;
-    linear_backward_input(model->dev, pass->dnormed, dy, w->data, rows, c->d_model, out, false);
-    if (grads->weights) {
+    if (!stop_here) linear_backward_input(model->dev, pass->dnormed, dy, w->data, rows, c->d_model, out, false);
+    if (gradient_wanted(grads, model, w, n_tensors)) {
         rmsnorm_forward(model->dev, pass->normed, rstd, x, norm->data, rows, c->d_model,
                         c->layer_norm_epsilon); /* again */
         linear_gradient(pass, grads, w, n_tensors, dy, pass->normed, rows);
-        dscale = gradient_place_to_add(grads, model, norm, 1);
     }
+    if (stop_here) return;
+    if (gradient_wanted(grads, model, norm, 1)) dscale = gradient_place_to_add(grads, model, norm, 1);
     rmsnorm_backward(model->dev, dx, dscale, pass->dnormed, x, rstd, norm->data, rows, c->d_model);
-    if (grads->weights) gradient_finished(grads, model, norm, 1);
+    if (dscale) gradient_finished(grads, model, norm, 1);
 }
 
 /* Backward of project_and_add: leaves dy, the gradient of the projection's input y; the residual's own gradient is dx
@@ -3110,13 +3271,13 @@ static void mlp_backward(Pass *pass, const Gradients *grads, const Stack *stack,
     const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
     const LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
     Dropout dropout = dropout_at(pass, stack, l, DROP_HIDDEN);
-    if (grads->weights) /* again */
+    if (gradient_wanted(grads, pass->model, w->wo, 1)) /* again */
         mlp_activation_forward(pass->model->dev, c->mlp, pass->hidden, a->mlp_a, seqs, c->d_ff, &dropout);
     project_and_add_backward(pass, grads, pass->dhidden, pass->dx, pass->hidden, w->wo, seqs,
                              dropout_at(pass, stack, l, DROP_MLP));
     mlp_activation_backward(pass->model->dev, c->mlp, pass->dmlp, pass->dhidden, a->mlp_a, seqs, c->d_ff, &dropout);
     norm_and_project_backward(pass, grads, pass->dx, pass->dmlp, a->mlp_x, a->mlp_rstd, w->mlp_norm, w->wi_0,
-                              w->wi_1 ? 2 : 1, seqs->rows);
+                              w->wi_1 ? 2 : 1, seqs->rows, false);
 }
 
 /* Adds to dencoder. stop_here: nothing below this sub-layer's query side is trained, so only the keys' and values'
@@ -3138,27 +3299,38 @@ static void cross_attention_backward(Pass *pass, const Gradients *grads, const S
     linear_gradient(pass, grads, w->cross_k, 2, pass->dcross_kv, pass->encoder.out, batch->source.rows);
     if (stop_here) return;
     norm_and_project_backward(pass, grads, pass->dx, pass->dqkv, a->cross_x, a->cross_rstd, w->cross_norm, w->cross_q,
-                              1, batch->target.rows);
+                              1, batch->target.rows, false);
 }
 
-static void self_attention_backward(Pass *pass, const Gradients *grads, const Stack *stack, size_t l)
+static void self_attention_backward(Pass *pass, const Gradients *grads, const Stack *stack, size_t l, bool stop_here)
 {
     const Layer *w = &stack->layers[l];
     const Model *model = pass->model;
     const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
     const LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
     const size_t I = w->self_q->rows;
-    stat_t *dbias = grads->weights ? gradient_place(grads, model, stack->relative_bias) : NULL;
+    stat_t *dbias = gradient_wanted(grads, model, stack->relative_bias, 1)
+                        ? gradient_place(grads, model, stack->relative_bias)
+                        : NULL;
     Attention attention = self_attention(pass, stack, l, a);
     project_and_add_backward(pass, grads, pass->dattended, pass->dx, a->attended, w->self_o, seqs,
                              dropout_at(pass, stack, l, DROP_ATTENDED));
     attention_backward(model->dev, pass->dqkv, pass->dqkv + I, pass->dqkv + 2 * I, dbias, pass->dattended, a->attended,
                        a->logsumexp, &attention);
-    norm_and_project_backward(pass, grads, pass->dx, pass->dqkv, a->x, a->rstd, w->self_norm, w->self_q, 3, seqs->rows);
+    norm_and_project_backward(pass, grads, pass->dx, pass->dqkv, a->x, a->rstd, w->self_norm, w->self_q, 3, seqs->rows,
+                              stop_here);
+}
+
+/* Is anything trained that the way back through a stack's lowest layer meets after `tensor`? What comes earlier in the
+ * table (the relative bias first of all), the embedding, and the prompts of the encoder. */
+static bool trained_below(const Model *model, const Gradients *grads, const Stack *stack, const Tensor *tensor)
+{
+    return (grads->prompts && !stack->is_decoder) || gradient_wanted(grads, model, model->shared, 1) ||
+           gradient_wanted(grads, model, stack->relative_bias, (size_t)(tensor - stack->relative_bias));
 }
 
 /* From dout, the gradient of the stack's output (changed here), to the gradients of its weights and, for the
- * encoder, of the prompts. Prompt tuning stops in the decoder where nothing trainable is below. */
+ * encoder, of the prompts. Prompt tuning and LoRA stop in the lowest layer where nothing trained is below. */
 static void stack_backward(Pass *pass, const Gradients *grads, const Stack *stack, act_t *dout)
 {
     const Model *model = pass->model;
@@ -3168,27 +3340,31 @@ static void stack_backward(Pass *pass, const Gradients *grads, const Stack *stac
     StackActivations *acts = stack->is_decoder ? &pass->decoder : &pass->encoder;
     Dropout dropout_in = dropout_at(pass, stack, 0, DROP_EMBEDDING),
             dropout_out = dropout_at(pass, stack, 0, DROP_FINAL);
-    stat_t *dscale = grads->weights ? gradient_place_to_add(grads, model, stack->final_norm, 1) : NULL;
+    const Layer *lowest = &stack->layers[0];
+    bool bias_wanted = gradient_wanted(grads, model, stack->relative_bias, 1);
+    stat_t *dscale = NULL;
 
+    if (gradient_wanted(grads, model, stack->final_norm, 1))
+        dscale = gradient_place_to_add(grads, model, stack->final_norm, 1);
     dropout_forward(model->dev, dout, seqs, c->d_model, &dropout_out);
     device_clear(model->dev, pass->dx, seqs->rows * c->d_model * sizeof *pass->dx);
     rmsnorm_backward(model->dev, pass->dx, dscale, dout, acts->x, acts->rstd, stack->final_norm->data, seqs->rows,
                      c->d_model);
-    if (grads->weights) {
-        gradient_finished(grads, model, stack->final_norm, 1);
-        gradient_place_to_add(grads, model, stack->relative_bias, stack->relative_bias->rows);
-    }
+    if (dscale) gradient_finished(grads, model, stack->final_norm, 1);
+    if (bias_wanted) gradient_place_to_add(grads, model, stack->relative_bias, stack->relative_bias->rows);
     for (size_t l = stack->n_layers; l-- > 0;) {
-        bool stop_here = stack->is_decoder && !grads->weights && l == 0;
+        bool stop_here = stack->is_decoder && l == 0 && !trained_below(model, grads, stack, lowest->cross_k);
         mlp_backward(pass, grads, stack, l);
         if (stack->is_decoder) cross_attention_backward(pass, grads, stack, l, stop_here);
         if (stop_here) return;
-        self_attention_backward(pass, grads, stack, l);
+        stop_here = l == 0 && !trained_below(model, grads, stack, lowest->self_q);
+        self_attention_backward(pass, grads, stack, l, stop_here);
+        if (stop_here) return;
     }
-    if (grads->weights) gradient_finished(grads, model, stack->relative_bias, 1);
+    if (bias_wanted) gradient_finished(grads, model, stack->relative_bias, 1);
 
     dropout_forward(model->dev, pass->dx, seqs, c->d_model, &dropout_in);
-    if (grads->weights)
+    if (gradient_wanted(grads, model, model->shared, 1))
         embedding_backward(
             model->dev, grads->embedding, pass->dx, stack->is_decoder ? batch->target_first : batch->source_first,
             stack->is_decoder ? batch->target_rows_of : batch->source_rows_of, batch->n_touched, c->d_model);
@@ -3213,7 +3389,7 @@ static void head_forward_backward(Pass *pass, const LossSettings *settings, cons
                               settings, grads != NULL);
         if (!grads) continue;
         linear_backward_input(model->dev, ddecoder + first * D, pass->logits, w, n, D, V, false);
-        if (grads->weights)
+        if (gradient_wanted(grads, model, model->head, 1))
             linear_backward_weight(model->dev, gradient_place(grads, model, model->head), pass->logits, x, n, D, V,
                                    grads->accumulate || first > 0);
     }
@@ -3229,18 +3405,21 @@ static double t5_loss(Pass *pass, const LossSettings *settings, const Gradients 
     double loss = 0;
 
     t5_forward(pass);
-    if (grads && grads->weights && !c->tied_head) gradient_place_to_add(grads, model, model->shared, batch->n_touched);
+    if (grads && gradient_wanted(grads, model, model->shared, 1) && !c->tied_head)
+        gradient_place_to_add(grads, model, model->shared, batch->n_touched);
     if (grads && grads->prompts && !grads->accumulate)
         device_clear(model->dev, grads->prompts,
                      pass->prompts->count * pass->prompts->length * c->d_model * sizeof(stat_t));
+    if (grads && grads->adapters && !grads->accumulate)
+        device_clear(model->dev, grads->adapters, model->lora->n_adapters * sizeof(stat_t));
     head_forward_backward(pass, settings, grads, pass->branch);
     if (grads) {
-        if (grads->weights && !c->tied_head) gradient_finished(grads, model, model->head, 1);
+        if (!c->tied_head) gradient_finished(grads, model, model->head, 1);
         if (c->tied_head) scale_forward(model->dev, pass->branch, head_scale(c), batch->target.rows * c->d_model);
         device_clear(model->dev, pass->dencoder, batch->source.rows * c->d_model * sizeof *pass->dencoder);
         stack_backward(pass, grads, &model->decoder, pass->branch);
         stack_backward(pass, grads, &model->encoder, pass->dencoder);
-        if (grads->weights) gradient_finished(grads, model, model->shared, 1);
+        gradient_finished(grads, model, model->shared, 1);
     }
     stats_download(model->dev, losses, pass->loss, batch->target.rows);
     for (size_t i = 0; i < batch->target.rows; i++) loss += losses[i];
@@ -3249,12 +3428,21 @@ static double t5_loss(Pass *pass, const LossSettings *settings, const Gradients 
 }
 
 /* ================================================================================================================
- * [4] Soft prompts
+ * [4] Soft prompts and LoRA
  *
  * A soft prompt is P rows in front of the encoder's embedded input; it takes part in dropout and in the relative
  * positions like any token, and the decoder attends to it. How it enters the network was seen in chapter 3: a negative
  * id -1-p looks up prompt row p, and the gradients of these rows are summed over the batch. Here: how a prompt begins,
- * and how it comes from and goes to a file. (prompt-tuning: prompts.py, train/prompts.py.) */
+ * and how it comes from and goes to a file. (prompt-tuning: prompts.py, train/prompts.py.)
+ *
+ * LoRA (Hu et al. 2021) is the other small thing that can learn a task's format while the model is frozen: to some of
+ * its matrices a product of two thin ones is added, W = W0 + s B·A with A [rank, in], B [out, rank], s = alpha / rank.
+ * The merged W lies in the model's memory, so forward and backward pass are those of chapter 3, and the gradient of W
+ * gives those of A and B by the chain rule (lora_gradient): exactly what separate products x·Aᵀ·Bᵀ would give, as long
+ * as there is no dropout between them (PEFT's default too). In ProMoT's second stage A and B stay as they are, W0 is
+ * trained, for which dW0 = dW, and W is merged again after each update. */
+
+/* --- soft prompts */
 
 enum { PROMPT_POPULATION = 5000 }; /* "sampled" draws among the first, most frequent, ids */
 
@@ -3395,6 +3583,274 @@ static int prompt_write(const Model *model, const Prompts *prompts, size_t which
     return status;
 }
 
+/* Writes prompt `which` as the T5X prompt-tuning code reads it. */
+static int prompt_write_npy(const Model *model, const Prompts *prompts, size_t which, const char *path, Error *error)
+{
+    const size_t D = model->config.d_model;
+    float *rows = host_alloc(prompts->length * D, sizeof *rows);
+    int status;
+    weights_download(model->dev, rows, prompt_rows(prompts, model, which), prompts->length * D);
+    status = npy_write(path, rows, prompts->length, D, error);
+    free(rows);
+    return status;
+}
+
+/* --- LoRA */
+
+/* Can this tensor be a target: is it a matrix of a layer? */
+static bool lora_can_target(const Model *model, const Tensor *tensor)
+{
+    return strstr(tensor->name, ".block.") && !tensor->is_vector && tensor != model->encoder.relative_bias &&
+           tensor != model->decoder.relative_bias;
+}
+
+/* PEFT's rule for target_modules: a module's name is the target, or ends with a dot and the target. */
+static bool lora_name_matches(const Tensor *tensor, const char *target, size_t length)
+{
+    size_t name_length = strlen(tensor->name) - strlen(".weight");
+    const char *end;
+    if (length == 0 || name_length < length) return false;
+    end = tensor->name + name_length - length;
+    return strncmp(end, target, length) == 0 && (end == tensor->name || end[-1] == '.');
+}
+
+/* Which tensors `targets` names: [n_tensors], to be freed; NULL when one of the names is no matrix of this model. */
+static bool *lora_select(const Model *model, const char *targets, Error *error)
+{
+    bool *wanted = host_alloc(model->n_tensors, sizeof *wanted), all = strcmp(targets, "all-linear") == 0;
+    for (const char *at = targets; at; at = strchr(at, ','), at = at ? at + 1 : NULL) {
+        size_t length = strcspn(at, ","), found = 0;
+        for (size_t t = 0; t < model->n_tensors; t++)
+            if (lora_can_target(model, &model->tensors[t]) &&
+                (all || lora_name_matches(&model->tensors[t], at, length)))
+                wanted[t] = true, found++;
+        if (found) continue;
+        error_set(
+            error, EXIT_USAGE,
+            "LoRA targets: expected names of matrices between commas (of q, k, v, o, %s, wo) or all-linear, found "
+            "\"%.*s\"",
+            model->config.mlp == MLP_GATED_GELU ? "wi_0, wi_1" : "wi", (int)min_size(length, 60), at);
+        free(wanted);
+        return NULL;
+    }
+    return wanted;
+}
+
+/* Lists the wanted tensors, and lays out A, B and W0 of each in the adapter's memory, where there is some already. */
+static void lora_layout(Lora *lora, const Model *model)
+{
+    lora->count = lora->n_adapters = lora->n_bases = 0;
+    for (size_t t = 0; t < model->n_tensors; t++) {
+        const Tensor *tensor = &model->tensors[t];
+        LoraTarget *target = &lora->targets[lora->count];
+        if (!lora->wanted[t]) continue;
+        lora->count++;
+        *target = (LoraTarget){.tensor = tensor};
+        if (lora->adapters) {
+            target->a = lora->adapters + lora->n_adapters;
+            target->b = target->a + lora->rank * tensor->columns;
+            target->base = lora->bases + lora->n_bases;
+        }
+        lora->n_adapters += lora->rank * (tensor->rows + tensor->columns);
+        lora->n_bases += tensor->rows * tensor->columns;
+    }
+}
+
+static void lora_free(Lora *lora)
+{
+    if (!lora) return;
+    free(lora->targets);
+    free(lora->wanted);
+    device_free(lora->adapters);
+    device_free(lora->bases);
+    free(lora);
+}
+
+/* Attaches an adapter whose A and B are not set yet. wanted is taken over. One that is there makes room. */
+static int lora_attach(Model *model, bool *wanted, size_t rank, double alpha, bool rank_stabilised, Error *error)
+{
+    Lora *lora = host_alloc(1, sizeof *lora);
+    *lora = (Lora){.rank = rank, .alpha = alpha, .rank_stabilised = rank_stabilised, .wanted = wanted};
+    lora->scale = (float)(alpha / (rank_stabilised ? sqrt((double)rank) : (double)rank));
+    lora->targets = host_alloc(model->n_tensors, sizeof *lora->targets);
+    lora_layout(lora, model);
+    lora->adapters = device_alloc(lora->n_adapters * sizeof *lora->adapters);
+    lora->bases = lora->adapters ? device_alloc(lora->n_bases * sizeof *lora->bases) : NULL;
+    if (!lora->bases) {
+        error_set(error, EXIT_FAILED, "memory: no room for a LoRA of rank %zu (%.1f MB)", rank,
+                  (double)((lora->n_adapters + lora->n_bases) * sizeof *lora->bases) / 1e6);
+        lora_free(lora);
+        return -1;
+    }
+    lora_detach(model);
+    lora_layout(lora, model);
+    for (size_t i = 0; i < lora->count; i++) {
+        const Tensor *tensor = lora->targets[i].tensor;
+        device_copy(model->dev, lora->targets[i].base, tensor->data,
+                    tensor->rows * tensor->columns * sizeof *tensor->data);
+    }
+    model->lora = lora;
+    return 0;
+}
+
+static void lora_merge_target(const Model *model, const LoraTarget *target)
+{
+    const Tensor *tensor = target->tensor;
+    lora_merge_forward(model->dev, tensor->data, target->base, target->a, target->b, tensor->rows, tensor->columns,
+                       model->lora->rank, model->lora->scale);
+}
+
+void lora_merge(const Model *model)
+{
+    for (size_t i = 0; model->lora && i < model->lora->count; i++) lora_merge_target(model, &model->lora->targets[i]);
+}
+
+void lora_unmerge(const Model *model)
+{
+    for (size_t i = 0; model->lora && i < model->lora->count; i++) {
+        const Tensor *tensor = model->lora->targets[i].tensor;
+        device_copy(model->dev, tensor->data, model->lora->targets[i].base,
+                    tensor->rows * tensor->columns * sizeof *tensor->data);
+    }
+}
+
+void lora_detach(Model *model)
+{
+    lora_unmerge(model);
+    lora_free(model->lora);
+    model->lora = NULL;
+}
+
+enum { LORA_RANK_LIMIT = 1 << 16 };
+
+/* A is kaiming_uniform(a = sqrt 5) as in PEFT, which is uniform within 1 / sqrt(in); B is zero, so that W = W0. */
+int lora_create(Model *model, const char *targets, size_t rank, double alpha, uint64_t seed, Error *error)
+{
+    bool *wanted;
+    if (rank < 1 || rank > LORA_RANK_LIMIT)
+        return error_set(error, EXIT_USAGE, "LoRA rank: expected 1 to %d, found %zu", LORA_RANK_LIMIT, rank);
+    if (!isfinite(alpha)) return error_set(error, EXIT_USAGE, "LoRA alpha: expected a number, found %g", alpha);
+    if (!(wanted = lora_select(model, targets, error))) return -1;
+    if (lora_attach(model, wanted, rank, alpha, false, error)) return -1;
+    device_clear(model->dev, model->lora->adapters, model->lora->n_adapters * sizeof *model->lora->adapters);
+    for (size_t i = 0; i < model->lora->count; i++) {
+        const LoraTarget *target = &model->lora->targets[i];
+        size_t n = rank * target->tensor->columns;
+        double bound = 1 / sqrt((double)target->tensor->columns);
+        uint64_t key = random_fold(seed, (uint64_t)(target->tensor - model->tensors));
+        float *a = host_alloc(n, sizeof *a);
+        for (size_t k = 0; k < n; k++) a[k] = (float)(bound * (2 * random_uniform(key, k) - 1));
+        weights_upload(model->dev, target->a, a, n);
+        free(a);
+    }
+    return 0;
+}
+
+/* The tensor that a module of an adapter's file belongs to, if it can be a target and its matrices fit. */
+static const Tensor *lora_find_tensor(const Model *model, const LoraModule *module, const char *path, Error *error)
+{
+    const Tensor *found = NULL;
+    for (size_t t = 0; !found && t < model->n_tensors; t++) {
+        const Tensor *tensor = &model->tensors[t];
+        size_t length = strlen(tensor->name) - strlen(".weight");
+        if (lora_can_target(model, tensor) && strlen(module->name) == length &&
+            strncmp(tensor->name, module->name, length) == 0)
+            found = tensor;
+    }
+    if (!found)
+        error_set(error, EXIT_USAGE, "%.600s: %.200s: is no matrix of a layer of this model", path, module->name);
+    else if (found->rows != module->out || found->columns != module->in) {
+        error_set(error, EXIT_USAGE, "%.600s: %.200s: size of the matrix (expected %zu x %zu, found %zu x %zu)", path,
+                  module->name, found->rows, found->columns, module->out, module->in);
+        found = NULL;
+    }
+    return found;
+}
+
+int lora_open(Model *model, const char *directory, Error *error)
+{
+    LoraFile file;
+    bool *wanted;
+    size_t *module_of; /* [n_tensors] */
+    int status;
+    if (lora_file_read(&file, directory, error)) return -1;
+    wanted = host_alloc(model->n_tensors, sizeof *wanted);
+    module_of = host_alloc(model->n_tensors, sizeof *module_of);
+    status = 0;
+    for (size_t i = 0; !status && i < file.count; i++) {
+        const Tensor *tensor = lora_find_tensor(model, &file.modules[i], directory, error);
+        status = tensor ? 0 : -1;
+        if (tensor) wanted[tensor - model->tensors] = true, module_of[tensor - model->tensors] = i;
+    }
+    if (status)
+        free(wanted);
+    else
+        status = lora_attach(model, wanted, file.rank, file.alpha, file.rank_stabilised, error);
+    for (size_t i = 0; !status && i < model->lora->count; i++) {
+        const LoraTarget *target = &model->lora->targets[i];
+        const LoraModule *module = &file.modules[module_of[target->tensor - model->tensors]];
+        weights_upload(model->dev, target->a, module->a, file.rank * module->in);
+        weights_upload(model->dev, target->b, module->b, file.rank * module->out);
+    }
+    if (!status) lora_merge(model);
+    free(module_of);
+    lora_file_free(&file);
+    return status;
+}
+
+/* The short name of a target, "q", if all matrices of that name are targets; otherwise its whole name. PEFT's
+ * target_modules with these names finds exactly the targets. To be freed. */
+static char *lora_target_name(const Model *model, const Tensor *tensor)
+{
+    size_t length = strlen(tensor->name) - strlen(".weight"), start = length;
+    bool all = true;
+    while (tensor->name[start - 1] != '.') start--;
+    for (size_t t = 0; t < model->n_tensors; t++)
+        if (lora_can_target(model, &model->tensors[t]) &&
+            lora_name_matches(&model->tensors[t], tensor->name + start, length - start))
+            all &= model->lora->wanted[t];
+    if (!all) start = 0;
+    return text_format("%.*s", (int)(length - start), tensor->name + start);
+}
+
+int lora_write(const Model *model, const char *directory, const char *base_model, Error *error)
+{
+    const Lora *lora = model->lora;
+    LoraFile file = {.rank = lora->rank,
+                     .alpha = lora->alpha,
+                     .rank_stabilised = lora->rank_stabilised,
+                     .count = lora->count,
+                     .modules = host_alloc(lora->count, sizeof *file.modules)};
+    char **targets = host_alloc(lora->count, sizeof *targets);
+    size_t n_targets = 0;
+    int status;
+    for (size_t i = 0; i < lora->count; i++) {
+        const LoraTarget *target = &lora->targets[i];
+        const Tensor *tensor = target->tensor;
+        LoraModule *module = &file.modules[i];
+        char *name = lora_target_name(model, tensor);
+        bool is_new = true;
+        *module =
+            (LoraModule){.name = text_format("%.*s", (int)(strlen(tensor->name) - strlen(".weight")), tensor->name),
+                         .in = tensor->columns,
+                         .out = tensor->rows,
+                         .a = host_alloc(lora->rank * tensor->columns, sizeof *module->a),
+                         .b = host_alloc(lora->rank * tensor->rows, sizeof *module->b)};
+        weights_download(model->dev, module->a, target->a, lora->rank * tensor->columns);
+        weights_download(model->dev, module->b, target->b, lora->rank * tensor->rows);
+        for (size_t k = 0; k < n_targets; k++) is_new &= strcmp(targets[k], name) != 0;
+        if (is_new)
+            targets[n_targets++] = name;
+        else
+            free(name);
+    }
+    status = lora_file_write(&file, directory, base_model, (const char *const *)targets, n_targets, error);
+    for (size_t k = 0; k < n_targets; k++) free(targets[k]);
+    free(targets);
+    lora_file_free(&file);
+    return status;
+}
+
 /* ================================================================================================================
  * [5] Adafactor
  *
@@ -3418,14 +3874,15 @@ enum { FACTORED_FROM = 128 }; /* min_dim_size_to_factor */
 
 typedef struct {
     const Model *model;
-    bool trains_model, trains_prompts;
-    SecondMoment *moments; /* [n_tensors + n_prompts]: the prompts' come last; all NULL for what is not trained */
+    bool trains_model, trains_prompts, trains_lora;
+    SecondMoment *moments; /* [n_tensors + n_prompts + 2 n_targets]: the model's, the prompts', A's and B's of each LoRA
+                              target in turn; all NULL for what is not trained */
     stat_t *memory;        /* all moments */
     size_t size;           /* of memory, in elements: what a saved state holds */
     stat_t *row_squares;   /* [V] or NULL: for the embedding's update by rows */
-    AdafactorSettings model_settings, prompt_settings;
-    AdafactorStep model_step, prompt_step; /* of the running step */
-    const Batch *batch;                    /* of the running step: which embedding rows have a gradient */
+    AdafactorSettings model_settings, prompt_settings, lora_settings;
+    AdafactorStep model_step, prompt_step, lora_step; /* of the running step */
+    const Batch *batch;                               /* of the running step: which embedding rows have a gradient */
 } Adafactor;
 
 /* Learning-rate schedules (t5x/utils.py create_learning_rate_scheduler); step counts from first_step. */
@@ -3491,6 +3948,12 @@ static void moments_layout(Adafactor *a, const Prompts *prompts)
     for (size_t i = 0; a->trains_prompts && i < prompts->count; i++)
         a->moments[model->n_tensors + i] =
             moment_layout(a->memory, &a->size, prompts->length, model->config.d_model, false);
+    for (size_t i = 0; a->trains_lora && i < model->lora->count; i++) {
+        const Tensor *t = model->lora->targets[i].tensor;
+        SecondMoment *moments = a->moments + model->n_tensors + (prompts ? prompts->count : 0) + 2 * i;
+        moments[0] = moment_layout(a->memory, &a->size, model->lora->rank, t->columns, false);
+        moments[1] = moment_layout(a->memory, &a->size, t->rows, model->lora->rank, false);
+    }
 }
 
 /* Can the embedding's gradient be held and used by rows? */
@@ -3508,14 +3971,19 @@ static void adafactor_free(Adafactor *a)
     memset(a, 0, sizeof *a);
 }
 
-/* Fresh moments, all zero. Settings NULL: the model, or the prompts, are not trained. */
+/* Fresh moments, all zero. Settings NULL: the model, the prompts, or the model's LoRA, are not trained. */
 static int adafactor_create(Adafactor *a, const Model *model, const Prompts *prompts,
                             const AdafactorSettings *model_settings, const AdafactorSettings *prompt_settings,
-                            Error *error)
+                            const AdafactorSettings *lora_settings, Error *error)
 {
     bool by_rows = model_settings && embedding_by_rows(model, model_settings);
-    *a = (Adafactor){.model = model, .trains_model = model_settings != NULL, .trains_prompts = prompt_settings != NULL};
-    a->moments = host_alloc(model->n_tensors + (prompts ? prompts->count : 0), sizeof *a->moments);
+    *a = (Adafactor){.model = model,
+                     .trains_model = model_settings != NULL,
+                     .trains_prompts = prompt_settings != NULL,
+                     .trains_lora = lora_settings != NULL};
+    a->moments =
+        host_alloc(model->n_tensors + (prompts ? prompts->count : 0) + (lora_settings ? 2 * model->lora->count : 0),
+                   sizeof *a->moments);
     moments_layout(a, prompts);
     a->memory = device_alloc(max_size(1, a->size) * sizeof *a->memory);
     if (a->memory && by_rows) a->row_squares = device_alloc(model->shared->rows * sizeof *a->row_squares);
@@ -3532,6 +4000,7 @@ static int adafactor_create(Adafactor *a, const Model *model, const Prompts *pro
                             model->shared->columns);
     if (model_settings) a->model_settings = *model_settings;
     if (prompt_settings) a->prompt_settings = *prompt_settings;
+    if (lora_settings) a->lora_settings = *lora_settings;
     return 0;
 }
 
@@ -3540,23 +4009,44 @@ static void adafactor_begin_step(Adafactor *a, int64_t step, const Batch *batch)
 {
     a->model_step = adafactor_step(&a->model_settings, step);
     a->prompt_step = adafactor_step(&a->prompt_settings, step);
+    a->lora_step = adafactor_step(&a->lora_settings, step);
     a->batch = batch;
 }
 
-/* Updates one tensor of the model. It is a Gradients' `finished`: the fused update. */
+/* Updates one tensor of the model; of a target of a LoRA, that is W0, and W is merged again. It is a Gradients'
+ * `finished`: the fused update. */
 static void adafactor_update_tensor(void *context, const Tensor *tensor, const stat_t *gradient)
 {
     const Adafactor *a = context;
     const Model *model = a->model;
     const SecondMoment *moment = &a->moments[tensor - model->tensors];
-    if (tensor == model->shared && a->batch->touched)
+    const LoraTarget *target = lora_target(model->lora, tensor);
+    if (target) {
+        adafactor_update(model->dev, target->base, gradient, moment, tensor->rows, tensor->columns, &a->model_step);
+        lora_merge_target(model, target);
+    } else if (tensor == model->shared && a->batch->touched)
         adafactor_update_rows(model->dev, tensor->data, gradient, a->batch->touched, a->batch->n_touched, moment,
                               a->row_squares, tensor->rows, tensor->columns, &a->model_step);
     else
         adafactor_update(model->dev, tensor->data, gradient, moment, tensor->rows, tensor->columns, &a->model_step);
 }
 
-/* Updates everything from kept gradients (fused ones have been used by now) and from the prompts' gradients. */
+/* Updates A and B of every target from their gradients, laid out as they are. */
+static void adafactor_update_lora(const Adafactor *a, const SecondMoment *moments, const stat_t *gradients)
+{
+    const Model *model = a->model;
+    const Lora *lora = model->lora;
+    for (size_t i = 0; i < lora->count; i++) {
+        const LoraTarget *target = &lora->targets[i];
+        adafactor_update(model->dev, target->a, gradients + (target->a - lora->adapters), &moments[2 * i], lora->rank,
+                         target->tensor->columns, &a->lora_step);
+        adafactor_update(model->dev, target->b, gradients + (target->b - lora->adapters), &moments[2 * i + 1],
+                         target->tensor->rows, lora->rank, &a->lora_step);
+        lora_merge_target(model, target);
+    }
+}
+
+/* Updates everything from kept gradients (fused ones have been used by now): the model's, the prompts', the LoRA's. */
 static void adafactor_update_kept(Adafactor *a, const Gradients *grads, const Prompts *prompts)
 {
     const Model *model = a->model;
@@ -3566,20 +4056,29 @@ static void adafactor_update_kept(Adafactor *a, const Gradients *grads, const Pr
     for (size_t p = 0; a->trains_prompts && p < prompts->count; p++)
         adafactor_update(model->dev, prompt_rows(prompts, model, p), grads->prompts + p * n,
                          &a->moments[model->n_tensors + p], prompts->length, model->config.d_model, &a->prompt_step);
+    if (a->trains_lora)
+        adafactor_update_lora(a, a->moments + model->n_tensors + (prompts ? prompts->count : 0), grads->adapters);
 }
 
 /* --- memory for the gradients */
 
 /* The largest gradient that the fused backward pass holds at a time: a matrix, or neighbours that count as one. */
+static size_t largest_layer_gradient(const T5Config *c)
+{
+    size_t D = c->d_model, I = c->num_heads * c->d_kv, F = c->d_ff;
+    return max_size(3 * I * D, 2 * F * D);
+}
+
 static size_t largest_gradient(const T5Config *c)
 {
-    size_t D = c->d_model, I = c->num_heads * c->d_kv, F = c->d_ff, largest = max_size(3 * I * D, 2 * F * D);
-    return c->tied_head ? largest : max_size(largest, c->vocab_size * D);
+    size_t of_layers = largest_layer_gradient(c);
+    return c->tied_head ? of_layers : max_size(of_layers, c->vocab_size * c->d_model);
 }
 
 typedef struct {
     bool model, prompts, keep; /* what is trained; keep: several micro-batches make a batch */
     size_t n_touched;          /* most rows that the embedding's gradient can have */
+    size_t n_adapters;         /* elements of a LoRA that is trained, without the model; 0: none */
 } GradientPlan;
 
 /* Lays out the gradients of a plan in an arena (or counts, without one). */
@@ -3587,7 +4086,11 @@ static void gradients_layout(Arena *arena, Gradients *grads, const T5Config *c, 
                              const GradientPlan *plan, size_t n_prompt_rows)
 {
     memset(grads, 0, sizeof *grads);
-    grads->weights = plan->model;
+    grads->weights = plan->model || plan->n_adapters;
+    if (plan->n_adapters) {
+        grads->scratch = arena_take(arena, largest_layer_gradient(c), sizeof(stat_t));
+        grads->adapters = arena_take(arena, plan->n_adapters, sizeof(stat_t));
+    }
     if (plan->model) {
         if (plan->keep) {
             grads->kept = arena_take(arena, n_weights - c->vocab_size * c->d_model, sizeof(stat_t));
@@ -3611,7 +4114,42 @@ static int gradients_create(Gradients *grads, char **memory, const Model *model,
         return error_set(error, EXIT_FAILED, "memory: no room for the gradients (%.1f GB)", (double)arena.used / 1e9);
     arena = (Arena){.base = *memory};
     gradients_layout(&arena, grads, &model->config, model->n_weights, plan, n_prompt_rows);
+    if (plan->n_adapters) grads->wanted = model->lora->wanted;
     return 0;
+}
+
+/* The bytes of an attached adapter and, when it is trained, of its gradients and moments. */
+static size_t lora_memory(const Model *model, bool trained)
+{
+    const Lora *lora = model->lora;
+    size_t bytes = (lora->n_adapters + lora->n_bases) * sizeof(weight_t);
+    if (trained) bytes += (largest_layer_gradient(&model->config) + 2 * lora->n_adapters) * sizeof(stat_t);
+    return bytes;
+}
+
+size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool trained, Error *error)
+{
+    Model model = {.config = *config};
+    Lora lora = {.rank = rank};
+    GradientPlan plan = {0};
+    Gradients grads;
+    Arena arena = {0};
+    size_t moments = 0;
+    table_build(&model);
+    if ((lora.wanted = lora_select(&model, targets, error))) {
+        lora.targets = host_alloc(model.n_tensors, sizeof *lora.targets);
+        lora_layout(&lora, &model);
+        plan.n_adapters = lora.n_adapters;
+        gradients_layout(&arena, &grads, config, model.n_weights, &plan, 0);
+        for (size_t i = 0; i < lora.count; i++) {
+            moment_layout(NULL, &moments, rank, lora.targets[i].tensor->columns, false);
+            moment_layout(NULL, &moments, lora.targets[i].tensor->rows, rank, false);
+        }
+        free(lora.targets);
+        free(lora.wanted);
+    }
+    table_free(&model);
+    return (lora.n_adapters + lora.n_bases) * sizeof(weight_t) + (trained ? arena.used + moments * sizeof(stat_t) : 0);
 }
 
 /* ================================================================================================================
@@ -4237,19 +4775,19 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
 
 /* --- tasks in ids */
 
+/* How the rows of a split become what the model sees. Each input gets `shots` worked examples in front, drawn from
+ * `shown` by (seed, its number), never itself; `ending` (or "") goes behind it. */
 typedef struct {
     const Task *task;
-    Examples examples;
-    TokenExample *ids; /* [examples.count] */
-    size_t n_cut;      /* inputs or targets that were longer than allowed */
-    size_t longest_target;
-} TaskSplit;
-
-typedef struct {
-    const char *name; /* as in --task NAME=PATH */
-    const Task *task;
-    TaskSplit train, dev;
-} TaskData;
+    const Dataset *rows, *shown; /* shown: the training split; NULL without shots */
+    const Tokenizer *tokenizer;
+    const T5Config *config;
+    size_t max_input, max_target; /* ids at most, EOS counted; 0: any number */
+    size_t shots;
+    const char *separator, *ending;
+    uint64_t seed;
+    int prompt; /* number of the prompt in front; -1: none */
+} TaskEncoder;
 
 /* Text to ids with EOS at the end; at most `limit` ids (0: any number), EOS counted, which is never cut off. A
  * vocabulary may have more pieces than the model has rows: that is an error only when a text needs one of them. */
@@ -4276,74 +4814,188 @@ static int encode_with_eos(const Tokenizer *tokenizer, const T5Config *config, c
     return 0;
 }
 
-static void split_free(TaskSplit *split)
+/* Are there enough examples to show? */
+static int encoder_check(const TaskEncoder *e, Error *error)
 {
-    for (size_t i = 0; split->ids && i < split->examples.count; i++) {
-        free((int32_t *)split->ids[i].input);
-        free((int32_t *)split->ids[i].target);
+    size_t count = e->shots ? dataset_count(e->shown) : 0;
+    if (count >= e->shots + (e->shown == e->rows)) return 0;
+    return e->shots == 0
+               ? 0
+               : error_set(error, EXIT_USAGE, "%s: --shots %zu (expected at least as many examples to show, found %zu)",
+                           task_name(e->task), e->shots, count);
+}
+
+/* The whole input of row i, whose own example is given; to be freed. */
+static int input_with_shots(const TaskEncoder *e, size_t i, const Example *example, char **out, Error *error)
+{
+    size_t *numbers = host_alloc(e->shots, sizeof *numbers), drawn = 0, read = 0;
+    Example *shots = host_alloc(e->shots, sizeof *shots);
+    const Example **shown = host_alloc(e->shots, sizeof *shown);
+    char *text = NULL;
+    int status = 0;
+    for (uint64_t attempt = 0; drawn < e->shots; attempt++) {
+        size_t at = (size_t)(random_uniform(random_fold(e->seed, i), attempt) * (double)dataset_count(e->shown));
+        bool again = e->shown == e->rows && at == i;
+        for (size_t k = 0; k < drawn; k++) again |= numbers[k] == at;
+        if (!again) numbers[drawn++] = at;
     }
+    for (; !status && read < e->shots; read += !status) {
+        status = dataset_get(e->shown, numbers[read], &shots[read], error);
+        shown[read] = &shots[read];
+    }
+    if (!status) text = few_shot_input(shown, e->shots, example, e->separator);
+    if (!status && !text) status = error_set(error, EXIT_FAILED, "memory: none left for an input of a task");
+    if (!status) *out = text_format("%s%s", text, e->ending);
+    for (size_t k = 0; k < read; k++) example_free(&shots[k]);
+    free(text);
+    free(shown);
+    free(shots);
+    free(numbers);
+    return status;
+}
+
+/* Row i in ids, which are the caller's to free (token_example_free). */
+static int encode_row(const TaskEncoder *e, size_t i, const Example *example, TokenExample *out, bool *cut,
+                      Error *error)
+{
+    bool cut_input, cut_target;
+    int32_t *input = NULL, *target = NULL;
+    char *text = NULL;
+    int status = input_with_shots(e, i, example, &text, error);
+    *out = (TokenExample){.prompt = e->prompt, .number = i};
+    if (!status)
+        status =
+            encode_with_eos(e->tokenizer, e->config, text, e->max_input, &input, &out->input_length, &cut_input, error);
+    if (!status)
+        status = encode_with_eos(e->tokenizer, e->config, example->targets[0], e->max_target, &target,
+                                 &out->target_length, &cut_target, error);
+    free(text);
+    if (status) {
+        free(input);
+        return -1;
+    }
+    out->input = input;
+    out->target = target;
+    *cut = cut_input || cut_target;
+    return 0;
+}
+
+static void token_example_free(TokenExample *e)
+{
+    free((int32_t *)e->input);
+    free((int32_t *)e->target);
+    *e = (TokenExample){0};
+}
+
+/* A split that is decoded and scored, as a whole: its rows and their ids. */
+typedef struct {
+    TaskEncoder encoder;
+    size_t count;
+    Example *rows;     /* [count] */
+    TokenExample *ids; /* [count] */
+    size_t n_cut, longest_input, longest_target;
+} EncodedSplit;
+
+static void encoded_free(EncodedSplit *split)
+{
+    for (size_t i = 0; i < split->count; i++) {
+        example_free(&split->rows[i]);
+        token_example_free(&split->ids[i]);
+    }
+    free(split->rows);
     free(split->ids);
-    examples_free(&split->examples);
     memset(split, 0, sizeof *split);
 }
 
-/* Turns a split into ids. Each input gets `shots` worked examples in front, drawn from `shown` by (seed, its number),
- * never itself; `ending` (or "") goes behind it. */
-typedef struct {
-    const Tokenizer *tokenizer;
-    const T5Config *config;
-    size_t max_input, max_target;
-    size_t shots;
-    const Examples *shown;
-    const char *separator, *ending;
-    uint64_t seed;
-    int prompt; /* number of the prompt in front; -1: none */
-} EncodeSettings;
-
-static char *input_with_shots(const EncodeSettings *s, const Examples *examples, size_t i)
+/* Encodes the first `limit` rows (0: all). Ends with encoded_free, also after an error. */
+static int encode_split(EncodedSplit *split, const TaskEncoder *e, size_t limit, Error *error)
 {
-    const Example **shots = host_alloc(s->shots, sizeof *shots);
-    size_t drawn = 0;
-    char *text, *ended;
-    for (uint64_t attempt = 0; drawn < s->shots; attempt++) {
-        size_t at = (size_t)(random_uniform(random_fold(s->seed, i), attempt) * (double)s->shown->count);
-        bool again = s->shown == examples && at == i;
-        for (size_t k = 0; k < drawn; k++) again |= shots[k] == &s->shown->items[at];
-        if (!again) shots[drawn++] = &s->shown->items[at];
-    }
-    text = few_shot_input(shots, s->shots, &examples->items[i], s->separator);
-    free(shots);
-    ended = text_format("%s%s", text, s->ending);
-    free(text);
-    return ended;
-}
-
-static int split_encode(TaskSplit *split, const EncodeSettings *s, Error *error)
-{
-    size_t available = s->shots ? s->shown->count - (s->shown == &split->examples) : 0;
-    if (s->shots && (s->shown->count == 0 || available < s->shots))
-        return error_set(error, EXIT_USAGE, "%s: --shots %zu (expected at least as many examples to show, found %zu)",
-                         task_name(split->task), s->shots, s->shown->count);
-    split->ids = host_alloc(split->examples.count, sizeof *split->ids);
-    for (size_t i = 0; i < split->examples.count; i++) {
-        char *text = input_with_shots(s, &split->examples, i);
-        TokenExample *e = &split->ids[i];
-        bool cut_input, cut_target;
-        int32_t *input = NULL, *target = NULL;
-        int status =
-            encode_with_eos(s->tokenizer, s->config, text, s->max_input, &input, &e->input_length, &cut_input, error);
-        e->input = input;
-        if (!status)
-            status = encode_with_eos(s->tokenizer, s->config, split->examples.items[i].targets[0], s->max_target,
-                                     &target, &e->target_length, &cut_target, error);
-        free(text);
-        if (status) return -1;
-        e->target = target;
-        e->prompt = s->prompt;
-        split->n_cut += cut_input || cut_target;
-        split->longest_target = max_size(split->longest_target, e->target_length);
+    size_t count = dataset_count(e->rows);
+    if (limit) count = min_size(count, limit);
+    *split = (EncodedSplit){.encoder = *e};
+    if (encoder_check(e, error)) return -1;
+    split->rows = host_alloc(count, sizeof *split->rows);
+    split->ids = host_alloc(count, sizeof *split->ids);
+    for (size_t i = 0; i < count; i++) {
+        TokenExample *ids = &split->ids[i];
+        bool cut = false;
+        if (dataset_get(e->rows, i, &split->rows[i], error)) return -1;
+        split->count++;
+        if (encode_row(e, i, &split->rows[i], ids, &cut, error)) return -1;
+        split->n_cut += cut;
+        split->longest_input = max_size(split->longest_input, ids->input_length);
+        split->longest_target = max_size(split->longest_target, ids->target_length);
     }
     return 0;
+}
+
+/* A training split, whose rows are read and encoded when a batch asks for them. What was encoded last stays in a cache
+ * with a place for each number modulo its size: all of a small split, and of a large one what its size allows. */
+enum { CACHE_PLACES = 1 << 14 };
+
+typedef struct {
+    TaskEncoder encoder;
+    size_t count;        /* rows */
+    TokenExample *cache; /* [CACHE_PLACES]; one without ids is empty */
+    size_t n_encoded, n_cut, longest_input;
+} TaskStream;
+
+static void stream_free(TaskStream *stream)
+{
+    for (size_t i = 0; stream->cache && i < CACHE_PLACES; i++) token_example_free(&stream->cache[i]);
+    free(stream->cache);
+    memset(stream, 0, sizeof *stream);
+}
+
+static int stream_open(TaskStream *stream, const TaskEncoder *e, Error *error)
+{
+    *stream = (TaskStream){.encoder = *e, .count = dataset_count(e->rows)};
+    stream->cache = host_alloc(CACHE_PLACES, sizeof *stream->cache);
+    return encoder_check(e, error);
+}
+
+/* Row i in ids; they are the caller's (token_example_free). */
+static int stream_get(TaskStream *stream, size_t i, TokenExample *out, Error *error)
+{
+    TokenExample *kept = &stream->cache[i % CACHE_PLACES];
+    int32_t *input, *target;
+    if (!kept->input || kept->number != i) {
+        Example row;
+        bool cut;
+        int status;
+        token_example_free(kept);
+        if (dataset_get(stream->encoder.rows, i, &row, error)) return -1;
+        status = encode_row(&stream->encoder, i, &row, kept, &cut, error);
+        example_free(&row);
+        if (status) return -1;
+        stream->n_encoded++;
+        stream->n_cut += cut;
+        stream->longest_input = max_size(stream->longest_input, kept->input_length);
+    }
+    *out = *kept;
+    out->input = input = host_alloc(kept->input_length, sizeof *input);
+    out->target = target = host_alloc(kept->target_length, sizeof *target);
+    memcpy(input, kept->input, kept->input_length * sizeof *input);
+    memcpy(target, kept->target, kept->target_length * sizeof *target);
+    return 0;
+}
+
+/* A task of a run. */
+typedef struct {
+    const char *name; /* as in --task NAME=PATH */
+    const Task *task;
+    Dataset *train_rows, *rows; /* rows: of the split that is scored; one of the two may stand for both */
+    TaskStream train;
+    EncodedSplit dev;
+} TaskData;
+
+static void task_data_free(TaskData *data)
+{
+    stream_free(&data->train);
+    encoded_free(&data->dev);
+    if (data->train_rows != data->rows) dataset_close(data->train_rows);
+    dataset_close(data->rows);
+    data->train_rows = data->rows = NULL;
 }
 
 /* --- span corruption (T5's pretraining: t5/data/preprocessors.py) */
@@ -4525,48 +5177,84 @@ static int corpus_read(Corpus *corpus, const char *path, size_t longest, Error *
 
 /* --- what a batch is made of */
 
-/* Where training examples come from: a fixed list, or a corpus that is corrupted anew in every epoch. */
+/* One kind of example in a mixture: the rows of a task, or the documents of a corpus, corrupted anew in every epoch. */
 typedef struct {
+    TaskStream *stream;   /* or NULL */
+    const Corpus *corpus; /* or NULL */
     size_t count;
-    const TokenExample *examples; /* or NULL */
-    const Corpus *corpus;
+    double share; /* of the mixture; the shares need not sum to 1 */
+    size_t drawn; /* examples taken before Source.position */
+} Part;
+
+/* Where training examples come from: an endless stream of them, a pure function of the key. Each is drawn from a part
+ * with the part's share as probability; within a part every epoch goes through all examples in an order of its own. */
+typedef struct {
+    Part *parts;
+    size_t n_parts;
     uint64_t key;
-    size_t epoch;  /* whose order is below */
-    size_t *order; /* [count] */
+    size_t position; /* of the next example */
 } Source;
 
-/* Shuffles the numbers below count (Fisher and Yates), the same way for the same key. */
-static void shuffle(size_t *order, size_t count, uint64_t key)
+/* Place `at` of a random order of the numbers below count. A Feistel network permutes the next power of four above
+ * count, and is walked until it comes back below count: a shuffle that needs no memory, so that fifteen million
+ * examples cost no more than fifteen. (Black & Rogaway 2002, "Ciphers with arbitrary finite domains".) */
+static size_t permuted(size_t at, size_t count, uint64_t key)
 {
-    for (size_t i = 0; i < count; i++) order[i] = i;
-    for (size_t i = count; i > 1; i--) {
-        size_t j = (size_t)(random_uniform(key, i) * (double)i), swap = order[i - 1];
-        order[i - 1] = order[j];
-        order[j] = swap;
-    }
+    enum { ROUNDS = 8 };
+    unsigned half = 1; /* bits */
+    size_t mask;
+    while (half < 31 && (size_t)1 << 2 * half < count) half++;
+    mask = ((size_t)1 << half) - 1;
+    do {
+        size_t left = at >> half, right = at & mask;
+        for (uint64_t round = 0; round < ROUNDS; round++) {
+            size_t mixed = left ^ (random_fold(random_fold(key, round), right) & mask);
+            left = right;
+            right = mixed;
+        }
+        at = left << half | right;
+    } while (at >= count);
+    return at;
 }
 
-/* Example number `position` of an endless stream of epochs, each in an order of its own. */
-static TokenExample source_get(Source *source, size_t position)
+/* The part that example number `position` comes from. */
+static Part *source_part(const Source *source, size_t position)
 {
-    size_t epoch = position / source->count, at = position % source->count;
-    if (!source->order || epoch != source->epoch) {
-        if (!source->order) source->order = host_alloc(source->count, sizeof *source->order);
-        shuffle(source->order, source->count, random_fold(source->key, epoch));
-        source->epoch = epoch;
-    }
-    at = source->order[at];
-    if (source->examples) return source->examples[at];
-    return corrupt(source->corpus, &source->corpus->documents[at],
-                   random_fold(random_fold(source->key, ~(uint64_t)epoch), at));
+    enum { MIXING = 1000 }; /* apart from the keys of the parts' orders */
+    double sum = 0, at;
+    size_t i = 0;
+    if (source->n_parts == 1) return source->parts;
+    for (size_t p = 0; p < source->n_parts; p++) sum += source->parts[p].share;
+    at = random_uniform(random_fold(source->key, MIXING), position) * sum;
+    while (i + 1 < source->n_parts && at >= source->parts[i].share) at -= source->parts[i++].share;
+    return &source->parts[i];
 }
 
-static void source_release(const Source *source, TokenExample *examples, size_t count)
+/* Begins a stream anew, with another key. */
+static void source_begin(Source *source, uint64_t key)
 {
-    for (size_t i = 0; !source->examples && i < count; i++) {
-        free((int32_t *)examples[i].input);
-        free((int32_t *)examples[i].target);
-    }
+    source->key = key;
+    source->position = 0;
+    for (size_t p = 0; p < source->n_parts; p++) source->parts[p].drawn = 0;
+}
+
+/* Example number `position`, whose ids are the caller's (token_example_free). Going back or ahead counts the draws up
+ * to there. */
+static int source_get(Source *source, size_t position, TokenExample *out, Error *error)
+{
+    size_t number, epoch;
+    Part *part;
+    if (position < source->position) source_begin(source, source->key);
+    while (source->position < position) source_part(source, source->position++)->drawn++;
+    part = source_part(source, position);
+    source->position++;
+    epoch = part->drawn / part->count;
+    number = permuted(part->drawn++ % part->count, part->count,
+                      random_fold(random_fold(source->key, (uint64_t)(part - source->parts)), epoch));
+    if (part->stream) return stream_get(part->stream, number, out, error);
+    *out = corrupt(part->corpus, &part->corpus->documents[number],
+                   random_fold(random_fold(source->key, ~(uint64_t)epoch), number));
+    return 0;
 }
 
 /* --- a stage */
@@ -4574,8 +5262,9 @@ static void source_release(const Source *source, TokenExample *examples, size_t 
 typedef struct {
     const char *name; /* "prompt", "model", "joint", "pretrain" */
     bool trains_model, trains_prompts, uses_prompts;
+    bool trains_lora; /* the model's; never together with the model */
     int64_t steps, checkpoint_every;
-    AdafactorSettings model, prompt;
+    AdafactorSettings model, prompt, lora;
     float dropout;
     LossSettings loss;
 } Stage;
@@ -4584,6 +5273,7 @@ typedef struct {
 typedef struct {
     Adafactor adafactor;
     Gradients grads;
+    GradientPlan plan;
     char *gradient_memory;
     Batch batch;
     Pass pass;
@@ -4604,28 +5294,40 @@ static void trainer_free(Trainer *t)
     pass_free(&t->pass);
 }
 
-/* most_rows: no batch touches more embedding rows. keep: micro-batches smaller than the batch. */
+/* Gives the gradients their memory; again, when a batch touches more embedding rows than any before. Between two steps
+ * they hold nothing. */
+static int trainer_make_room(Trainer *t, const Model *model, const Prompts *prompts, size_t n_touched, Error *error)
+{
+    device_free(t->gradient_memory);
+    t->gradient_memory = NULL;
+    t->plan.n_touched =
+        t->adafactor.row_squares ? min_size(n_touched, model->config.vocab_size) : model->config.vocab_size;
+    if (gradients_create(&t->grads, &t->gradient_memory, model, &t->plan,
+                         prompts ? prompts->count * prompts->length : 0, error))
+        return -1;
+    if (t->plan.model && !t->plan.keep) {
+        t->grads.finished = adafactor_update_tensor;
+        t->grads.context = &t->adafactor;
+    }
+    return 0;
+}
+
+/* most_rows: of the embedding, that a batch is expected to touch. keep: micro-batches smaller than the batch. */
 static int trainer_create(Trainer *t, const Model *model, const Prompts *prompts, const Stage *stage, size_t most_rows,
                           bool keep, Error *error)
 {
-    bool by_rows = embedding_by_rows(model, &stage->model);
-    GradientPlan plan = {.model = stage->trains_model,
-                         .prompts = stage->trains_prompts,
-                         .keep = keep,
-                         .n_touched =
-                             by_rows ? min_size(most_rows, model->config.vocab_size) : model->config.vocab_size};
     memset(t, 0, sizeof *t);
+    t->plan = (GradientPlan){.model = stage->trains_model,
+                             .prompts = stage->trains_prompts,
+                             .keep = keep,
+                             .n_adapters = stage->trains_lora ? model->lora->n_adapters : 0};
     if (adafactor_create(&t->adafactor, model, prompts, stage->trains_model ? &stage->model : NULL,
-                         stage->trains_prompts ? &stage->prompt : NULL, error))
+                         stage->trains_prompts ? &stage->prompt : NULL, stage->trains_lora ? &stage->lora : NULL,
+                         error))
         return -1;
-    if (gradients_create(&t->grads, &t->gradient_memory, model, &plan, prompts ? prompts->count * prompts->length : 0,
-                         error)) {
+    if (trainer_make_room(t, model, prompts, most_rows, error)) {
         trainer_free(t);
         return -1;
-    }
-    if (stage->trains_model && !keep) {
-        t->grads.finished = adafactor_update_tensor;
-        t->grads.context = &t->adafactor;
     }
     return 0;
 }
@@ -4643,6 +5345,7 @@ static int train_step(Trainer *t, const Model *model, const Prompts *prompts, co
     bool by_rows = t->adafactor.row_squares != NULL;
     memset(result, 0, sizeof *result);
     if (by_rows) touched = touched_ids(&model->config, examples, count, &n_touched);
+    if (n_touched > t->plan.n_touched) status = trainer_make_room(t, model, prompts, n_touched + n_touched / 4, error);
     t->pass.dropout = stage->dropout;
     t->pass.dropout_shared = dropout_shared;
     t->pass.dropout_key = key;
@@ -4722,23 +5425,6 @@ static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_promp
            pass_bytes(c, source_rows, target_rows, PASS_TRAIN);
 }
 
-static int compare_sizes_down(const void *a, const void *b)
-{
-    size_t x = *(const size_t *)a, y = *(const size_t *)b;
-    return (x < y) - (x > y);
-}
-
-/* A bound on the different ids that a batch can hold: the lengths of the `batch` longest examples. */
-static size_t most_ids(const TokenExample *examples, size_t count, size_t batch)
-{
-    size_t *lengths = host_alloc(count, sizeof *lengths), sum = 0;
-    for (size_t i = 0; i < count; i++) lengths[i] = examples[i].input_length + examples[i].target_length;
-    qsort(lengths, count, sizeof *lengths, compare_sizes_down);
-    for (size_t i = 0; i < min_size(batch, count); i++) sum += lengths[i];
-    free(lengths);
-    return sum + 1; /* and the token that decoders start with */
-}
-
 /* --- progress, on stderr: a line that is redrawn on a terminal, plain lines now and then in a file */
 
 typedef struct {
@@ -4790,12 +5476,14 @@ static void progress_note(const Progress *progress, const char *text)
  *
  *   run.json        the effective settings            log.jsonl   a record a step, and one for each dev evaluation
  *   checkpoints/    state (the last saved moment) and best-STAGE, while the run is not done
- *   model/ prompt/  what the run was for              DONE        the results; written last
+ *   model/ prompt/ lora/  what the run was for        DONE        the results; written last
+ *   steps/          every checkpoint, if asked for    analysis/   what the probes showed, if there were any
  *
  * Every file is written to a temporary name, synced and renamed (data/files.h). The log alone grows in place: what a
  * resumed run will do again is cut off it first. */
 
 enum { MAX_STAGES = 2 };
+enum { EXTRA_TOKENS = 8 }; /* an untuned model's answer has sentinels around it, for which there must be room */
 
 typedef struct {
     const char *directory, *model_directory;
@@ -4805,12 +5493,18 @@ typedef struct {
     const char *prompt_init;
     TaskData *tasks;
     size_t n_tasks;
+    TaskData *probes; /* held-out tasks, watched along training */
+    size_t n_probes;
+    int64_t probe_every; /* 0: at each checkpoint */
     Source source;
+    size_t most_rows[MAX_STAGES]; /* both sides of the largest batch of a stage, as foreseen */
     Stage stages[MAX_STAGES];
     size_t n_stages;
     uint64_t seed;
     size_t batch, micro;
     bool dropout_shared, quiet;
+    bool keep_checkpoints, writes_npy;
+    bool lora_comes_off; /* ProMoT with a LoRA in the prompt's place: general ability is that of the model without it */
     int64_t save_every;
     DecodeSettings dev_decode;
     FILE *log;
@@ -4821,10 +5515,31 @@ typedef struct {
     double best_score[MAX_STAGES]; /* of the best checkpoint; NAN: not evaluated */
 } Run;
 
+/* What came out for a split: [count] each, of its inputs in order. */
+typedef struct {
+    size_t count;
+    char **raw;     /* as decoded */
+    char **answers; /* as scored */
+    MetricResult metric;
+} Evaluation;
+
+static void evaluation_free(Evaluation *e)
+{
+    for (size_t i = 0; i < e->count; i++) {
+        free(e->raw[i]);
+        free(e->answers[i]);
+    }
+    free(e->raw);
+    free(e->answers);
+    memset(e, 0, sizeof *e);
+}
+
 /* Chapter 8. Decodes the split's inputs and scores them. */
-static int evaluate_split(const Model *model, const Prompts *prompts, const Tokenizer *tokenizer,
-                          const TaskSplit *split, const DecodeSettings *decoding, Progress *progress, char **raw,
-                          MetricResult *result, Error *error);
+static int evaluate_split(const Model *model, const Prompts *prompts, const EncodedSplit *split,
+                          const DecodeSettings *decoding, Progress *progress, Evaluation *out, Error *error);
+
+/* Chapter 9. Draws what the probes have shown: analysis/. */
+static int run_write_analysis(const Run *run, Error *error);
 
 static char *run_file(const Run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static char *run_file(const Run *run, const char *format, ...) /* a path inside the run; to be freed */
@@ -4888,7 +5603,8 @@ static int state_write(const Run *run, const Adafactor *adafactor, const char *p
     const Model *model = run->model;
     bool weights = state_has_weights(run);
     size_t n_prompt = run->prompts.count * run->prompts.length * model->config.d_model, n = 0;
-    TensorSpec *of_model = model_specs(model, "model."), *specs = host_alloc(model->n_tensors + 3, sizeof *specs);
+    TensorSpec *of_model = model_specs(model, "model."), *specs = host_alloc(model->n_tensors + 5, sizeof *specs);
+    const Lora *lora = model->lora;
     int64_t cursor[CURSOR];
     SafetensorsWriter *writer;
     int status;
@@ -4898,12 +5614,17 @@ static int state_write(const Run *run, const Adafactor *adafactor, const char *p
     if (with_moments)
         specs[n++] = (TensorSpec){.name = "moments", .dtype = DTYPE_F32, .n_dims = 1, .shape = {adafactor->size}};
     specs[n++] = (TensorSpec){.name = "prompts", .dtype = DTYPE_F32, .n_dims = 1, .shape = {n_prompt}};
+    if (lora) specs[n++] = (TensorSpec){.name = "lora", .dtype = DTYPE_F32, .n_dims = 1, .shape = {lora->n_adapters}};
+    if (lora && weights)
+        specs[n++] = (TensorSpec){.name = "lora_base", .dtype = DTYPE_F32, .n_dims = 1, .shape = {lora->n_bases}};
     if (weights) memcpy(specs + n, of_model, model->n_tensors * sizeof *specs), n += model->n_tensors;
 
     writer = safetensors_create(path, specs, n, error);
     status = writer ? safetensors_append(writer, cursor, sizeof cursor, error) : -1;
     if (!status && with_moments) status = moments_append(writer, model->dev, adafactor->memory, adafactor->size, error);
     if (!status) status = weights_append(writer, model->dev, run->prompts.rows, n_prompt, error);
+    if (!status && lora) status = weights_append(writer, model->dev, lora->adapters, lora->n_adapters, error);
+    if (!status && lora && weights) status = weights_append(writer, model->dev, lora->bases, lora->n_bases, error);
     if (!status && weights) status = weights_append(writer, model->dev, model->weights, model->n_weights, error);
     specs_free(of_model, model->n_tensors);
     free(specs);
@@ -4925,10 +5646,29 @@ static const StoredTensor *state_find(const Checkpoint *state, const char *path,
     return NULL;
 }
 
+/* Reads n weights that a state holds under a name. */
+static int state_read_weights(const Checkpoint *state, const char *path, const char *name, Device *dev, weight_t *to,
+                              size_t n, Error *error)
+{
+    const StoredTensor *stored = state_find(state, path, name, n, error);
+    float *slice;
+    int status = stored ? 0 : -1;
+    if (status) return -1;
+    slice = host_alloc(TRANSFER, sizeof *slice);
+    for (size_t first = 0; !status && first < n; first += TRANSFER) {
+        size_t count = min_size(TRANSFER, n - first);
+        status = stored_tensor_read_float(stored, first, count, slice, error);
+        if (!status) weights_upload(dev, to + first, slice, count);
+    }
+    free(slice);
+    return status;
+}
+
 /* Reads weights and prompts back; with_cursor: also where the run was; adafactor, if not NULL, gets its moments. */
 static int state_read(Run *run, const char *path, bool with_cursor, Adafactor *adafactor, Error *error)
 {
     const Model *model = run->model;
+    const Lora *lora = model->lora;
     size_t n_prompt = run->prompts.count * run->prompts.length * model->config.d_model;
     Checkpoint *state = checkpoint_open(path, error);
     const StoredTensor *stored;
@@ -4936,7 +5676,7 @@ static int state_read(Run *run, const char *path, bool with_cursor, Adafactor *a
     float *slice;
     int status = 0;
     if (!state) return -1;
-    slice = host_alloc(max_size(TRANSFER, n_prompt), sizeof *slice);
+    slice = host_alloc(TRANSFER, sizeof *slice);
     if (with_cursor) {
         stored = state_find(state, path, "cursor", CURSOR, error);
         status = stored ? stored_tensor_read_int(stored, 0, CURSOR, cursor, error) : -1;
@@ -4945,11 +5685,12 @@ static int state_read(Run *run, const char *path, bool with_cursor, Adafactor *a
                                (long long)cursor[0]);
         if (!status) cursor_unpack(run, cursor);
     }
-    if (!status && n_prompt) {
-        stored = state_find(state, path, "prompts", n_prompt, error);
-        status = stored ? stored_tensor_read_float(stored, 0, n_prompt, slice, error) : -1;
-        if (!status) weights_upload(model->dev, run->prompts.rows, slice, n_prompt);
-    }
+    if (!status && n_prompt)
+        status = state_read_weights(state, path, "prompts", model->dev, run->prompts.rows, n_prompt, error);
+    if (!status && lora)
+        status = state_read_weights(state, path, "lora", model->dev, lora->adapters, lora->n_adapters, error);
+    if (!status && lora && state_has_weights(run))
+        status = state_read_weights(state, path, "lora_base", model->dev, lora->bases, lora->n_bases, error);
     for (size_t i = 0; !status && i < model->n_tensors; i++) {
         char *name = text_format("model.%s", model->tensors[i].name);
         stored = checkpoint_find(state, name);
@@ -4968,6 +5709,7 @@ static int state_read(Run *run, const char *path, bool with_cursor, Adafactor *a
             if (!status) stats_upload(model->dev, adafactor->memory + first, slice, count);
         }
     }
+    if (!status) lora_merge(model);
     free(slice);
     checkpoint_close(state);
     return status;
@@ -5019,7 +5761,7 @@ static bool log_record_is_before(const char *line, const Run *run)
     if (cJSON_IsString(stage) && cJSON_IsNumber(step))
         for (size_t s = 0; s <= run->stage && s < run->n_stages; s++)
             if (strcmp(stage->valuestring, run->stages[s].name) == 0)
-                before = s < run->stage || step->valuedouble <= (double)run->step;
+                before = s < run->stage || (run->step > 0 && step->valuedouble <= (double)run->step);
     cJSON_Delete(record);
     return before;
 }
@@ -5062,18 +5804,19 @@ static int run_evaluate(Run *run, cJSON *scores, double *mean, bool *evaluated, 
     double sum = 0;
     size_t n = 0;
     for (size_t i = 0; i < run->n_tasks; i++) {
-        MetricResult result;
+        Evaluation result;
         DecodeSettings decoding = run->dev_decode;
-        const TaskSplit *dev = &run->tasks[i].dev;
+        const EncodedSplit *dev = &run->tasks[i].dev;
         Progress progress = progress_begin(true, 0);
-        if (dev->examples.count == 0) continue;
+        if (dev->count == 0) continue;
         if (!decoding.max_length) decoding.max_length = dev->longest_target;
-        if (evaluate_split(run->model, stage->uses_prompts ? &run->prompts : NULL, run->tokenizer, dev, &decoding,
-                           &progress, NULL, &result, error))
+        if (evaluate_split(run->model, stage->uses_prompts ? &run->prompts : NULL, dev, &decoding, &progress, &result,
+                           error))
             return -1;
-        cJSON_AddNumberToObject(scores, run->tasks[i].name, result.score);
-        sum += result.score;
+        cJSON_AddNumberToObject(scores, run->tasks[i].name, result.metric.score);
+        sum += result.metric.score;
         n++;
+        evaluation_free(&result);
     }
     *evaluated = n > 0;
     *mean = n ? sum / (double)n : NAN;
@@ -5121,7 +5864,133 @@ static int run_checkpoint(Run *run, Trainer *trainer, const Progress *progress, 
     return log_write(run, record, error);
 }
 
+/* --- probes: what becomes of tasks that are not trained (the paper's Figures 2, 5 and 6) */
+
+/* Does a probe answer with words of a trained task's format, as it should? Then they are no sign of a loss. */
+static bool says_the_same(const Task *probe, const Task *const *trained, size_t n_trained)
+{
+    const char *const *words;
+    size_t n = task_labels(probe, &words);
+    for (size_t i = 0; i < n; i++)
+        for (size_t t = 0; t < n_trained; t++)
+            if (is_in_format(trained[t], words[i])) return true;
+    return false;
+}
+
+static void add_if_finite(cJSON *to, const char *name, double x)
+{
+    if (isfinite(x)) cJSON_AddNumberToObject(to, name, x);
+}
+
+/* Scores the probes with the model as it is, without any prompt, and logs it: a record with "probe", "mean" and
+ * "format_ratio". */
+static int run_probe_with(Run *run, const Progress *progress, Error *error)
+{
+    const Stage *stage = &run->stages[run->stage];
+    cJSON *record = cJSON_CreateObject(), *probe = cJSON_AddObjectToObject(record, "probe");
+    const Task **targets = host_alloc(run->n_tasks, sizeof *targets);
+    double mean = 0, ratio = 0;
+    size_t n_ratios = 0;
+    char *format, *text;
+    for (size_t t = 0; t < run->n_tasks; t++) targets[t] = run->tasks[t].task;
+    for (size_t i = 0; i < run->n_probes; i++) {
+        const TaskData *data = &run->probes[i];
+        DecodeSettings decoding = run->dev_decode;
+        Progress silent = progress_begin(true, 0);
+        Evaluation outputs;
+        double in_format;
+        cJSON *scores;
+        if (!decoding.max_length) decoding.max_length = data->dev.longest_target + EXTRA_TOKENS;
+        if (evaluate_split(run->model, NULL, &data->dev, &decoding, &silent, &outputs, error)) {
+            cJSON_Delete(record);
+            free(targets);
+            return -1;
+        }
+        in_format = says_the_same(data->task, targets, run->n_tasks)
+                        ? NAN
+                        : format_ratio(targets, run->n_tasks, (const char *const *)outputs.answers, outputs.count);
+        scores = cJSON_AddObjectToObject(probe, data->name);
+        cJSON_AddNumberToObject(scores, "score", outputs.metric.score);
+        add_if_finite(scores, "format_ratio", in_format);
+        mean += outputs.metric.score / (double)run->n_probes;
+        if (isfinite(in_format)) ratio += in_format, n_ratios++;
+        evaluation_free(&outputs);
+    }
+    cJSON_AddStringToObject(record, "stage", stage->name);
+    cJSON_AddNumberToObject(record, "step", (double)run->step);
+    cJSON_AddNumberToObject(record, "mean", mean);
+    ratio = n_ratios ? ratio / (double)n_ratios : NAN;
+    add_if_finite(record, "format_ratio", ratio);
+    format =
+        isfinite(ratio) ? text_format(", %.1f %% of the answers in the trained format", ratio) : text_format("%s", "");
+    text = text_format("%s step %lld: held-out tasks %.2f%s", stage->name, (long long)run->step, mean, format);
+    progress_note(progress, text);
+    free(targets);
+    free(format);
+    free(text);
+    return log_write(run, record, error);
+}
+
+static int run_probe(Run *run, const Progress *progress, Error *error)
+{
+    int status;
+    if (run->lora_comes_off) lora_unmerge(run->model);
+    status = run_probe_with(run, progress, error);
+    if (run->lora_comes_off) lora_merge(run->model);
+    return status;
+}
+
+/* Are probes due now? They are where a stage changes the model. */
+static bool probe_is_due(const Run *run, bool checkpoint)
+{
+    const Stage *stage = &run->stages[run->stage];
+    bool changes = stage->trains_model || (stage->trains_lora && !run->lora_comes_off);
+    if (!run->n_probes || !changes) return false;
+    return run->probe_every ? run->step % run->probe_every == 0 || run->step == stage->steps : checkpoint;
+}
+
 /* --- the loop */
+
+/* Writes PARENT/NAME for each prompt, as PEFT adapters, and NAME.npy if wanted. */
+static int run_write_prompts(const Run *run, const char *parent, Error *error)
+{
+    int status = 0;
+    for (size_t i = 0; !status && i < run->prompts.count; i++) {
+        char *adapter = path_join(parent, run->tasks[i].name), *npy = text_format("%s.npy", adapter);
+        status = prompt_write(run->model, &run->prompts, i, run->model_directory, run->prompt_init, adapter, error);
+        if (!status && run->writes_npy) status = prompt_write_npy(run->model, &run->prompts, i, npy, error);
+        free(npy);
+        free(adapter);
+    }
+    return status;
+}
+
+/* The model, without a LoRA that comes off; with any other it is merged. */
+static int run_write_model(const Run *run, const char *directory, Error *error)
+{
+    int status;
+    if (run->lora_comes_off) lora_unmerge(run->model);
+    status = model_write(run->model, directory, run->model_directory, error);
+    if (run->lora_comes_off) lora_merge(run->model);
+    return status;
+}
+
+/* Keeps a checkpoint: steps/STAGE-000100, a model directory, or of a stage that trains adapters only those. A
+ * model that is trained together with its prompts has them in its prompt/. */
+static int run_keep(const Run *run, Error *error)
+{
+    const Stage *stage = &run->stages[run->stage];
+    char *directory = run_file(run, "steps/%s-%06lld", stage->name, (long long)run->step),
+         *prompts = stage->trains_model ? path_join(directory, "prompt") : text_format("%s", directory);
+    int status = directory_remove(directory, error); /* what a killed attempt left */
+    if (!status) status = directory_create(directory, error);
+    if (!status && stage->trains_model) status = run_write_model(run, directory, error);
+    if (!status && stage->trains_lora) status = lora_write(run->model, directory, run->model_directory, error);
+    if (!status && stage->trains_prompts) status = run_write_prompts(run, prompts, error);
+    free(prompts);
+    free(directory);
+    return status;
+}
 
 static int run_one_step(Run *run, Trainer *trainer, Progress *progress, Error *error)
 {
@@ -5129,13 +5998,18 @@ static int run_one_step(Run *run, Trainer *trainer, Progress *progress, Error *e
     TokenExample *examples = host_alloc(run->batch, sizeof *examples);
     uint64_t key = random_fold(random_fold(run->seed, run->stage + 1), (uint64_t)run->step);
     double begun = seconds_now(), seconds,
-           rate = learning_rate_at(stage->trains_model ? &stage->model : &stage->prompt, run->step);
+           rate = learning_rate_at(stage->trains_model  ? &stage->model
+                                   : stage->trains_lora ? &stage->lora
+                                                        : &stage->prompt,
+                                   run->step);
     StepResult result;
-    int status;
-    for (size_t b = 0; b < run->batch; b++) examples[b] = source_get(&run->source, (size_t)run->step * run->batch + b);
-    status = train_step(trainer, run->model, &run->prompts, stage, examples, run->batch, run->micro, run->step, key,
-                        run->dropout_shared, &result, error);
-    source_release(&run->source, examples, run->batch);
+    int status = 0;
+    for (size_t b = 0; !status && b < run->batch; b++)
+        status = source_get(&run->source, (size_t)run->step * run->batch + b, &examples[b], error);
+    if (!status)
+        status = train_step(trainer, run->model, &run->prompts, stage, examples, run->batch, run->micro, run->step, key,
+                            run->dropout_shared, &result, error);
+    for (size_t b = 0; b < run->batch; b++) token_example_free(&examples[b]);
     free(examples);
     if (status) return -1;
     run->step++;
@@ -5161,17 +6035,13 @@ static uint64_t stage_key(const Run *run, size_t stage)
 static int run_stage(Run *run, bool restore, Error *error)
 {
     const Stage *stage = &run->stages[run->stage];
-    size_t n_touched;
     Trainer trainer;
     Progress progress = progress_begin(run->quiet, run->step);
     char *path;
     int status;
-    run->source.key = stage_key(run, run->stage);
-    free(run->source.order);
-    run->source.order = NULL;
-    n_touched = run->source.examples ? most_ids(run->source.examples, run->source.count, run->batch)
-                                     : run->model->config.vocab_size; /* corrupted text: no bound but the vocabulary */
-    if (trainer_create(&trainer, run->model, &run->prompts, stage, n_touched, run->micro < run->batch, error))
+    source_begin(&run->source, stage_key(run, run->stage));
+    if (trainer_create(&trainer, run->model, &run->prompts, stage, run->most_rows[run->stage], run->micro < run->batch,
+                       error))
         return -1;
     path = run_file(run, "checkpoints/state.safetensors");
     status = restore && run->step > 0 ? state_read(run, path, false, &trainer.adafactor, error) : 0;
@@ -5179,11 +6049,17 @@ static int run_stage(Run *run, bool restore, Error *error)
     if (!status && trainer.adafactor.row_squares) /* of the weights as they are now */
         rows_sum_of_squares(run->model->dev, trainer.adafactor.row_squares, run->model->shared->data,
                             run->model->shared->rows, run->model->shared->columns);
+    if (!status && run->step == 0 && probe_is_due(run, true)) status = run_probe(run, &progress, error);
     while (!status && run->step < stage->steps) {
         bool checkpoint;
         status = run_one_step(run, &trainer, &progress, error);
         checkpoint = run->step % stage->checkpoint_every == 0 || run->step == stage->steps;
         if (!status && checkpoint) status = run_checkpoint(run, &trainer, &progress, error);
+        if (!status && checkpoint && run->keep_checkpoints) status = run_keep(run, error);
+        if (!status && probe_is_due(run, checkpoint)) {
+            pass_free(&trainer.pass); /* room for decoding */
+            status = run_probe(run, &progress, error);
+        }
         if (!status && (checkpoint || run->step % run->save_every == 0))
             status = run_save(run, &trainer.adafactor, error);
     }
@@ -5195,19 +6071,50 @@ static int run_stage(Run *run, bool restore, Error *error)
     return status;
 }
 
-/* Writes model/ and prompt/NAME/. */
+/* Sequential ProMoT: where --model is the model/ of an earlier run, that run's prompts come along, but for the tasks
+ * that this run trained anew, so that one directory serves all tasks learnt so far. */
+static int run_carry_prompts(const Run *run, const char *prompts, Error *error)
+{
+    static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors"};
+    char *earlier = path_join(run->model_directory, "../prompt");
+    DIR *directory = opendir(earlier);
+    const struct dirent *entry;
+    int status = 0;
+    while (directory && !status && (entry = readdir(directory))) {
+        char *from = path_join(earlier, entry->d_name), *to = path_join(prompts, entry->d_name),
+             *config = path_join(from, files[0]);
+        if (entry->d_name[0] != '.' && path_exists(config) && !path_exists(to)) {
+            status = directory_create(to, error);
+            for (size_t i = 0; !status && i < sizeof files / sizeof *files; i++) {
+                char *one = path_join(from, files[i]), *copy = path_join(to, files[i]);
+                status = file_copy(one, copy, error);
+                free(one);
+                free(copy);
+            }
+        }
+        free(config);
+        free(to);
+        free(from);
+    }
+    if (directory) closedir(directory);
+    free(earlier);
+    return status;
+}
+
+/* Writes model/, prompt/NAME/ and lora/. */
 static int run_write_results(const Run *run, Error *error)
 {
-    char *directory = run_file(run, "model"), *prompts = run_file(run, "prompt");
+    char *directory = run_file(run, "model"), *prompts = run_file(run, "prompt"), *lora = run_file(run, "lora");
     int status = directory_remove(directory, error); /* what an earlier, killed attempt left */
+    if (!status) status = directory_remove(lora, error);
     if (!status) status = directory_remove(prompts, error);
+    if (!status) status = run_write_model(run, directory, error);
+    if (!status && run->model->lora)
+        status = lora_write(run->model, lora, run->lora_comes_off ? directory : run->model_directory, error);
+    if (!status) status = run_write_prompts(run, prompts, error);
+    if (!status) status = run_carry_prompts(run, prompts, error);
+    free(lora);
     free(prompts);
-    if (!status) status = model_write(run->model, directory, run->model_directory, error);
-    for (size_t i = 0; !status && i < run->prompts.count; i++) {
-        char *prompt = run_file(run, "prompt/%s", run->tasks[i].name);
-        status = prompt_write(run->model, &run->prompts, i, run->model_directory, run->prompt_init, prompt, error);
-        free(prompt);
-    }
     free(directory);
     return status;
 }
@@ -5245,6 +6152,7 @@ static void run_clean(const Run *run)
     remove_temporary_files(run_file(run, "."));
     remove_temporary_files(run_file(run, "checkpoints"));
     remove_temporary_files(run_file(run, "model"));
+    remove_temporary_files(run_file(run, "lora"));
     for (size_t i = 0; i < run->prompts.count; i++)
         remove_temporary_files(run_file(run, "prompt/%s", run->tasks[i].name));
 }
@@ -5268,6 +6176,7 @@ static int run_execute(Run *run, bool resumed, Error *error)
         status = error_set(error, EXIT_FAILED, "%s/log.jsonl: cannot write: %s", run->directory, strerror(errno));
     run->log = NULL;
     if (!status) status = run_write_results(run, error);
+    if (!status && run->n_probes) status = run_write_analysis(run, error);
     if (!status) {
         results = run_results(run);
         text = cJSON_Print(results);
@@ -5294,47 +6203,418 @@ static void evaluate_progress(void *context, size_t done, size_t count)
 }
 
 /* Turns raw outputs into answers and scores them. */
-static int score_outputs(const TaskSplit *split, char *const *raw, MetricResult *result, Error *error)
+static int score_outputs(Evaluation *e, const EncodedSplit *split, Error *error)
 {
-    size_t count = split->examples.count;
-    char **answers = host_alloc(count, sizeof *answers);
-    References *references = host_alloc(count, sizeof *references);
-    int status;
-    for (size_t i = 0; i < count; i++) {
-        const Example *example = &split->examples.items[i];
-        answers[i] = task_postprocess(split->task, raw[i]);
-        references[i] = (References){(const char *const *)example->targets, example->n_targets};
+    const Task *task = split->encoder.task;
+    References *references = host_alloc(split->count, sizeof *references);
+    int status = 0;
+    for (size_t i = 0; !status && i < split->count; i++) {
+        const Example *row = &split->rows[i];
+        references[i] = (References){(const char *const *)row->targets, row->n_targets};
+        e->answers[i] = task_postprocess(task, e->raw[i]);
+        if (!e->answers[i]) status = error_set(error, EXIT_FAILED, "memory: none left for the answers of a task");
     }
-    status = metric_compute(task_metric(split->task), (const char *const *)answers, references, count, result, error);
-    for (size_t i = 0; i < count; i++) free(answers[i]);
-    free(answers);
+    if (!status)
+        status = metric_compute(task_metric(task), (const char *const *)e->answers, references, split->count,
+                                &e->metric, error);
     free(references);
     return status;
 }
 
-/* Decodes the split's inputs and scores them. raw, if not NULL, gets the outputs ([count], to be freed). */
-static int evaluate_split(const Model *model, const Prompts *prompts, const Tokenizer *tokenizer,
-                          const TaskSplit *split, const DecodeSettings *decoding, Progress *progress, char **raw,
-                          MetricResult *result, Error *error)
+/* Decodes the split's inputs and scores them. After a success *out is to be freed with evaluation_free. */
+static int evaluate_split(const Model *model, const Prompts *prompts, const EncodedSplit *split,
+                          const DecodeSettings *decoding, Progress *progress, Evaluation *out, Error *error)
 {
-    size_t count = split->examples.count;
-    char **outputs = raw ? raw : host_alloc(count, sizeof *outputs);
     DecodeSettings one = *decoding;
-    Hypothesis *hypotheses;
+    Hypothesis *hypotheses = host_alloc(split->count, sizeof *hypotheses);
     int status;
+    *out = (Evaluation){.count = split->count};
+    out->raw = host_alloc(split->count, sizeof *out->raw);
+    out->answers = host_alloc(split->count, sizeof *out->answers);
     one.n_best = 1;
-    hypotheses = host_alloc(count, sizeof *hypotheses);
-    status = decode(model, prompts, split->ids, count, &one, hypotheses, evaluate_progress, progress, error);
-    for (size_t i = 0; !status && i < count; i++) {
-        outputs[i] = tokenizer_decode(tokenizer, hypotheses[i].ids, hypotheses[i].length, error);
-        if (!outputs[i]) status = -1;
+    status = decode(model, prompts, split->ids, split->count, &one, hypotheses, evaluate_progress, progress, error);
+    for (size_t i = 0; !status && i < split->count; i++) {
+        out->raw[i] = tokenizer_decode(split->encoder.tokenizer, hypotheses[i].ids, hypotheses[i].length, error);
+        if (!out->raw[i]) status = -1;
     }
-    if (!status) status = score_outputs(split, outputs, result, error);
-    hypotheses_free(hypotheses, count);
-    if (!raw) {
-        for (size_t i = 0; i < count; i++) free(outputs[i]);
-        free(outputs);
+    hypotheses_free(hypotheses, split->count);
+    if (!status) status = score_outputs(out, split, error);
+    if (status) evaluation_free(out);
+    return status;
+}
+
+/* ================================================================================================================
+ * [9] Analysis
+ *
+ * What of a gradient is the task, and what only its format (ProMoT, Figures 3 and 7)? The format alone is learnt from
+ * the same inputs with labels drawn at random. For each module of the model the two gradients are compared by
+ *
+ *   cos = <full, format> / (|full| |format|)
+ *
+ * Near 1, what fine-tuning would do to a module is learning the format. The paper finds that early in fine-tuning, and
+ * a lower alignment with the trained prompt attached: the format is in place then. The second measure is the format
+ * ratio (Figure 2): how many answers to *other* tasks come in the trained task's format.
+ *
+ * Memory: the gradient of the full task is kept, n_weights numbers (of an untied embedding only the rows that the
+ * examples touch). That of the format is not, when one micro-batch holds all examples: each tensor's is compared as
+ * soon as the backward pass has it, where training would use it up in an update. Several micro-batches must add up
+ * before they can be squared, and take a second kept gradient. */
+
+const char *module_name(Module module)
+{
+    static const char *const names[N_MODULES] = {
+#define X(id, name) [MODULE_##id] = (name),
+        MODULES(X)
+#undef X
+    };
+    return names[module];
+}
+
+Module tensor_module(const char *tensor_name)
+{
+    bool is_decoder = strncmp(tensor_name, "decoder.", strlen("decoder.")) == 0;
+    if (strcmp(tensor_name, "shared.weight") == 0) return MODULE_SHARED;
+    if (strcmp(tensor_name, "lm_head.weight") == 0) return MODULE_LM_HEAD;
+    if (strstr(tensor_name, "relative_attention_bias")) return MODULE_RELATIVE_BIAS;
+    if (strstr(tensor_name, "norm")) return is_decoder ? MODULE_DECODER_NORMS : MODULE_ENCODER_NORMS;
+    if (strstr(tensor_name, "EncDecAttention")) return MODULE_DECODER_CROSS_ATTENTION;
+    if (strstr(tensor_name, "SelfAttention"))
+        return is_decoder ? MODULE_DECODER_SELF_ATTENTION : MODULE_ENCODER_SELF_ATTENTION;
+    return is_decoder ? MODULE_DECODER_MLP : MODULE_ENCODER_MLP;
+}
+
+double alignment_cosine(const Alignment *a, Module module)
+{
+    double norms = sqrt(a->full_square[module]) * sqrt(a->format_square[module]);
+    return norms > 0 ? a->dot[module] / norms : NAN;
+}
+
+typedef struct {
+    const Model *model;
+    const Prompts *prompts; /* NULL: none */
+    const LossSettings *loss;
+    int32_t *rows; /* [n_rows] of the embedding that either gradient has; NULL: all */
+    size_t n_rows;
+    Gradients full, format;
+    char *full_memory, *format_memory;
+    Batch batch;
+    Pass pass;
+    Alignment *out;
+} Aligner;
+
+/* Adds the products of two gradients of n numbers to a module. */
+static void alignment_add(const Aligner *a, Module module, const stat_t *full, const stat_t *format, size_t n)
+{
+    Device *dev = a->model->dev;
+    a->out->dot[module] += dot_product(dev, full, format, n);
+    a->out->full_square[module] += dot_product(dev, full, full, n);
+    a->out->format_square[module] += dot_product(dev, format, format, n);
+}
+
+/* Compares a tensor's format gradient with its kept full one. It is a Gradients' `finished`. */
+static void alignment_add_tensor(void *context, const Tensor *tensor, const stat_t *format)
+{
+    const Aligner *a = context;
+    size_t rows = tensor == a->model->shared ? a->n_rows : tensor->rows;
+    alignment_add(a, tensor_module(tensor->name), gradient_place(&a->full, a->model, tensor), format,
+                  rows * tensor->columns);
+}
+
+/* What remains when both backward passes are done: tensors whose gradients were kept, the prompts, and the total. */
+static void alignment_finish(Aligner *a)
+{
+    const Model *model = a->model;
+    Alignment *out = a->out;
+    for (size_t i = 0; !a->format.finished && i < model->n_tensors; i++)
+        alignment_add_tensor(a, &model->tensors[i], gradient_place(&a->format, model, &model->tensors[i]));
+    for (int module = 0; module < MODULE_TOTAL; module++) {
+        out->dot[MODULE_TOTAL] += out->dot[module];
+        out->full_square[MODULE_TOTAL] += out->full_square[module];
+        out->format_square[MODULE_TOTAL] += out->format_square[module];
     }
+    if (a->prompts)
+        alignment_add(a, MODULE_PROMPT, a->full.prompts, a->format.prompts,
+                      a->prompts->count * a->prompts->length * model->config.d_model);
+}
+
+/* The gradient of the loss summed over all examples. */
+static int alignment_gradient(Aligner *a, const TokenExample *examples, size_t count, size_t micro, Gradients *grads,
+                              Error *error)
+{
+    size_t length = a->prompts ? a->prompts->length : 0, n_prompts = a->prompts ? a->prompts->count : 0;
+    double loss = 0;
+    for (size_t first = 0; first < count; first += micro) {
+        if (batch_build(&a->batch, a->model, examples + first, min_size(micro, count - first), length, n_prompts, first,
+                        a->rows, a->n_rows, error) ||
+            pass_prepare(&a->pass, a->model, a->prompts, &a->batch, PASS_TRAIN, error))
+            return -1;
+        grads->accumulate = first > 0;
+        loss += t5_loss(&a->pass, a->loss, grads);
+    }
+    if (isfinite(loss)) return 0;
+    return error_set(error, EXIT_FAILED, "alignment: the loss is not a number (damaged weights?)");
+}
+
+/* The rows of the embedding that either list touches, so that both gradients have the same ones; to be freed. A tied
+ * head gives all rows a gradient: NULL. */
+static int32_t *alignment_rows(const T5Config *config, const TokenExample *full, const TokenExample *format,
+                               size_t count, size_t *n_rows)
+{
+    TokenExample *both;
+    int32_t *rows;
+    *n_rows = config->vocab_size;
+    if (config->tied_head) return NULL;
+    both = host_alloc(2 * count, sizeof *both);
+    memcpy(both, full, count * sizeof *both);
+    memcpy(both + count, format, count * sizeof *both);
+    rows = touched_ids(config, both, 2 * count, n_rows);
+    free(both);
+    return rows;
+}
+
+int alignment(const Model *model, const Prompts *prompts, const TokenExample *full, const TokenExample *format,
+              size_t count, size_t micro, const LossSettings *loss, Alignment *out, Error *error)
+{
+    Aligner a = {.model = model, .prompts = prompts, .loss = loss, .out = out};
+    GradientPlan plan = {.model = true, .prompts = prompts != NULL, .keep = true};
+    size_t n_prompt_rows = prompts ? prompts->count * prompts->length : 0;
+    int status;
+    memset(out, 0, sizeof *out);
+    if (count == 0) return error_set(error, EXIT_USAGE, "alignment: no examples (expected one or more)");
+    if (micro == 0) micro = count;
+    a.rows = alignment_rows(&model->config, full, format, count, &plan.n_touched);
+    a.n_rows = plan.n_touched;
+    status = gradients_create(&a.full, &a.full_memory, model, &plan, n_prompt_rows, error);
+    plan.keep = micro < count;
+    if (!status) status = gradients_create(&a.format, &a.format_memory, model, &plan, n_prompt_rows, error);
+    if (!plan.keep) {
+        a.format.finished = alignment_add_tensor;
+        a.format.context = &a;
+    }
+    if (!status) status = alignment_gradient(&a, full, count, micro, &a.full, error);
+    if (!status) status = alignment_gradient(&a, format, count, micro, &a.format, error);
+    if (!status) alignment_finish(&a);
+    device_free(a.full_memory);
+    device_free(a.format_memory);
+    batch_free(&a.batch);
+    pass_free(&a.pass);
+    free(a.rows);
+    return status;
+}
+
+/* The largest pass of a list's micro-batches. */
+static size_t alignment_pass_bytes(const T5Config *config, size_t prompt_length, const TokenExample *examples,
+                                   size_t count, size_t micro)
+{
+    size_t most = 0;
+    for (size_t first = 0; first < count; first += micro) {
+        size_t source = 0, target = 0;
+        for (size_t i = first; i < min_size(first + micro, count); i++) {
+            source += examples[i].input_length + (examples[i].prompt >= 0 ? prompt_length : 0);
+            target += examples[i].target_length;
+        }
+        most = max_size(most, pass_bytes(config, source, target, PASS_TRAIN));
+    }
+    return most;
+}
+
+size_t alignment_bytes(const Model *model, const Prompts *prompts, const TokenExample *full, const TokenExample *format,
+                       size_t count, size_t micro)
+{
+    const T5Config *c = &model->config;
+    GradientPlan plan = {.model = true, .prompts = prompts != NULL, .keep = true};
+    size_t length = prompts ? prompts->length : 0, n_prompt_rows = prompts ? prompts->count * length : 0;
+    Arena arena = {0};
+    Gradients grads;
+    if (micro == 0) micro = max_size(1, count);
+    free(alignment_rows(c, full, format, count, &plan.n_touched));
+    gradients_layout(&arena, &grads, c, model->n_weights, &plan, n_prompt_rows);
+    plan.keep = micro < count;
+    gradients_layout(&arena, &grads, c, model->n_weights, &plan, n_prompt_rows);
+    return arena.used + max_size(alignment_pass_bytes(c, length, full, count, micro),
+                                 alignment_pass_bytes(c, length, format, count, micro));
+}
+
+/* --- the format */
+
+enum { FORMAT_STREAM = 500 }; /* random numbers of its own: the few-shot examples come from the same seed */
+
+size_t random_label(uint64_t seed, size_t i, size_t n_labels)
+{
+    return (size_t)(random_uniform(random_fold(seed, FORMAT_STREAM), i) * (double)n_labels);
+}
+
+size_t random_other_example(uint64_t seed, size_t i, size_t count)
+{
+    if (count < 2) return i;
+    return (i + 1 + random_label(seed, i, count - 1)) % count;
+}
+
+bool is_in_format(const Task *target, const char *answer)
+{
+    const char *const *words;
+    size_t count = task_labels(target, &words);
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(answer, words[i]) == 0) return true;
+    return false;
+}
+
+double format_ratio(const Task *const *targets, size_t n_targets, const char *const *answers, size_t count)
+{
+    size_t n = 0;
+    bool has_format = false;
+    for (size_t t = 0; t < n_targets; t++) has_format |= task_is_classification(targets[t]);
+    if (!has_format || count == 0) return NAN;
+    for (size_t i = 0; i < count; i++) {
+        bool in_format = false;
+        for (size_t t = 0; t < n_targets; t++) in_format |= is_in_format(targets[t], answers[i]);
+        n += in_format;
+    }
+    return 100 * (double)n / (double)count;
+}
+
+/* --- what a run's probes showed, from its log */
+
+/* The points of a curve, in the order in which they were logged. */
+typedef struct {
+    size_t n;
+    double *x, *y;
+} Curve;
+
+static void curve_add(Curve *curve, double x, double y)
+{
+    curve->x = host_grow(curve->x, curve->n + 1, sizeof *curve->x);
+    curve->y = host_grow(curve->y, curve->n + 1, sizeof *curve->y);
+    curve->x[curve->n] = x;
+    curve->y[curve->n++] = y;
+}
+
+static double record_number(const cJSON *object, const char *name) /* NAN: it has none */
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
+    return cJSON_IsNumber(item) ? item->valuedouble : NAN;
+}
+
+/* Of each probe, and at last of their mean: the share of answers in the trained format, and the score, over the steps.
+ * tradeoff: the mean of the probes over the trained tasks' dev score, where both were measured. */
+typedef struct {
+    size_t n_probes;
+    Curve *format, *score; /* [n_probes + 1] */
+    Curve tradeoff;
+} ProbeCurves;
+
+static void probe_curves_free(ProbeCurves *c)
+{
+    for (size_t i = 0; i <= c->n_probes; i++) {
+        free(c->format[i].x);
+        free(c->format[i].y);
+        free(c->score[i].x);
+        free(c->score[i].y);
+    }
+    free(c->tradeoff.x);
+    free(c->tradeoff.y);
+    free(c->format);
+    free(c->score);
+}
+
+/* One record of the log; *dev: the latest dev score, which was logged just before the probes of its step. */
+static void probe_curves_add(ProbeCurves *c, const Run *run, const cJSON *record, double dev[2])
+{
+    const cJSON *probe = cJSON_GetObjectItemCaseSensitive(record, "probe");
+    double step = record_number(record, "step"), mean = record_number(record, "mean");
+    if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev[0] = step, dev[1] = mean;
+    if (!probe) return;
+    for (size_t i = 0; i < run->n_probes; i++) {
+        const cJSON *one = cJSON_GetObjectItemCaseSensitive(probe, run->probes[i].name);
+        curve_add(&c->format[i], step, record_number(one, "format_ratio"));
+        curve_add(&c->score[i], step, record_number(one, "score"));
+    }
+    curve_add(&c->format[run->n_probes], step, record_number(record, "format_ratio"));
+    curve_add(&c->score[run->n_probes], step, mean);
+    if (step == dev[0]) curve_add(&c->tradeoff, dev[1], mean);
+}
+
+static int probe_curves_read(ProbeCurves *c, const Run *run, Error *error)
+{
+    char *path = run_file(run, "log.jsonl");
+    double dev[2] = {NAN, NAN};
+    Lines lines;
+    int status = lines_read(&lines, path, error);
+    *c = (ProbeCurves){.n_probes = run->n_probes};
+    c->format = host_alloc(run->n_probes + 1, sizeof *c->format);
+    c->score = host_alloc(run->n_probes + 1, sizeof *c->score);
+    free(path);
+    if (status) return -1;
+    for (size_t i = 0; i < lines.count; i++) {
+        cJSON *record = cJSON_Parse(lines.text[i]);
+        probe_curves_add(c, run, record, dev);
+        cJSON_Delete(record);
+    }
+    lines_free(&lines);
+    return 0;
+}
+
+/* A figure of one curve for each probe and, of several, their mean. */
+static int write_probe_figure(const Run *run, const char *directory, const char *name, const Curve *curves, Plot plot,
+                              Error *error)
+{
+    PlotSeries *series = host_alloc(run->n_probes + 1, sizeof *series);
+    int status;
+    for (size_t i = 0; i <= run->n_probes; i++)
+        series[i] = (PlotSeries){.name = i < run->n_probes ? run->probes[i].name : "mean",
+                                 .n = curves[i].n,
+                                 .x = curves[i].x,
+                                 .y = curves[i].y};
+    plot.x_label = "step";
+    plot.series = series;
+    plot.count = run->n_probes > 1 ? run->n_probes + 1 : 1;
+    status = figure_write(directory, name, &plot, error);
+    free(series);
+    return status;
+}
+
+static int run_write_analysis(const Run *run, Error *error)
+{
+    char *directory = run_file(run, "analysis");
+    ProbeCurves curves;
+    PlotSeries path = {.name = "checkpoints"};
+    int status = directory_create(directory, error);
+    if (status || probe_curves_read(&curves, run, error)) {
+        free(directory);
+        return -1;
+    }
+    for (size_t t = 0, drawn = 0; !status && !drawn && t < run->n_tasks; t++)
+        if (task_is_classification(run->tasks[t].task)) {
+            status = write_probe_figure(run, directory, "format_ratio", curves.format,
+                                        (Plot){.title = "Answers to held-out tasks in the trained task's format",
+                                               .y_label = "percent of the answers",
+                                               .caption = "The paper's Figure 2: how fast tuning makes a model answer "
+                                                          "everything as it answers the trained task. No prompt."},
+                                        error);
+            drawn = 1;
+        }
+    if (!status)
+        status = write_probe_figure(run, directory, "held_out", curves.score,
+                                    (Plot){.title = "Scores of held-out tasks along training",
+                                           .y_label = "score",
+                                           .caption = "Each task's own metric, 0 to 100, without any prompt."},
+                                    error);
+    path = (PlotSeries){.name = "checkpoints", .n = curves.tradeoff.n, .x = curves.tradeoff.x, .y = curves.tradeoff.y};
+    if (!status && path.n)
+        status = figure_write(directory, "tradeoff",
+                              &(Plot){.title = "Trained task against held-out tasks, checkpoint by checkpoint",
+                                      .x_label = "trained task: dev score",
+                                      .y_label = "held-out tasks: mean score",
+                                      .caption = "The paper's Figures 5 and 6: up and to the right is better.",
+                                      .count = 1,
+                                      .series = &path,
+                                      .points = true},
+                              error);
+    if (!status)
+        status = report_write(directory, "What tuning kept, and what it lost",
+                              "Held-out tasks were asked at every checkpoint, without any prompt.", NULL, 0, error);
+    probe_curves_free(&curves);
+    free(directory);
     return status;
 }
 
@@ -5355,7 +6635,8 @@ enum {
     FOR_TRAIN = 32,
     FOR_EVAL = 64,
     FOR_PRETRAIN = 128,
-    FOR_ALL = 255,
+    FOR_ALIGN = 256,
+    FOR_ALL = 511,
     FOR_MODEL = FOR_ALL & ~FOR_SCORE,
     FOR_TRAINING = FOR_TRAIN | FOR_PRETRAIN,
     FOR_DECODING = FOR_GENERATE | FOR_TRAIN | FOR_EVAL
@@ -5365,13 +6646,13 @@ enum {
 /* clang-format off */
 #define OPTIONS(X) \
     X(MODEL, "model", TEXT, NULL, 0, 0, FOR_MODEL, "DIR", "a Hugging Face T5 or mT5 directory")                            \
-    X(TASK, "task", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL, "NAME=PATH", "a task and its data; NAME.train=FILE, NAME.dev=FILE say the splits") \
-    X(TASK_FILE, "task-file", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL, "FILE", "an own task, described in JSON")            \
-    X(METHOD, "method", CHOICE, "promot", 0, 0, FOR_TRAIN, "promot|finetune|prompt|joint|random-prompt", "how to train")   \
-    X(OUT, "out", TEXT, NULL, 0, 0, FOR_DUMP | FOR_TRAINING | FOR_EVAL, "PATH", "where results go")                        \
+    X(TASK, "task", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "NAME=PATH", "a task and its data; NAME.train=FILE, NAME.dev=FILE, NAME.test=FILE say the splits") \
+    X(TASK_FILE, "task-file", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "FILE", "an own task, described in JSON")            \
+    X(METHOD, "method", CHOICE, "promot", 0, 0, FOR_TRAIN, "promot|finetune|prompt|joint|random-prompt|lora|promot-lora", "how to train")   \
+    X(OUT, "out", TEXT, NULL, 0, 0, FOR_DUMP | FOR_TRAINING | FOR_EVAL | FOR_ALIGN, "PATH", "where results go")                        \
     X(RESUME, "resume", FLAG, NULL, 0, 0, FOR_TRAINING, NULL, "continue a run that was stopped")                           \
-    X(PROMPT, "prompt", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL, "PATH", "a soft prompt: a PEFT directory or a NumPy file (train: skips stage 1)") \
-    X(PROMPT_TASKS, "prompt-tasks", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks that get the prompt (default: all)")     \
+    X(PROMPT, "prompt", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "PATH", "a soft prompt: a PEFT directory or a NumPy file; a directory of such, each under its task's name (train: skips stage 1)") \
+    X(PROMPT_TASKS, "prompt-tasks", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks that get the prompt or the LoRA (default: all)")     \
     X(PROMPT_LENGTH, "prompt-length", WHOLE, "100", 1, 10000, FOR_TRAIN | FOR_INFO, "P", "rows of a prompt")               \
     X(PROMPT_INIT, "prompt-init", TEXT, "sampled", 0, 0, FOR_TRAIN, "sampled|uniform|text:…|file:…", "how a prompt begins") \
     X(PROMPT_LR, "prompt-lr", REAL, "0.2", 0, 1e6, FOR_TRAIN, "R", "learning rate of stage 1")                             \
@@ -5382,6 +6663,13 @@ enum {
     X(PROMPT_SMOOTHING, "prompt-label-smoothing", REAL, "0", 0, 0.999999, FOR_TRAIN, "R", "label smoothing in stage 1")    \
     X(PROMPT_DECAY, "prompt-weight-decay", REAL, "1e-5", 0, 0.999999, FOR_TRAIN, "R", "weight decay of the prompt, a step") \
     X(PROMPT_SCALE, "prompt-scale-by-parameter", CHOICE, "false", 0, 0, FOR_TRAIN, "true|false", "scale the prompt's updates by its size") \
+    X(LORA, "lora", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL, "DIR", "a PEFT LoRA adapter (train: skips the first stage of promot-lora)") \
+    X(LORA_RANK, "lora-rank", WHOLE, "8", 1, 65536, FOR_TRAIN | FOR_INFO, "R", "rank of a LoRA")                              \
+    X(LORA_ALPHA, "lora-alpha", REAL, "8", 0, 1e6, FOR_TRAIN, "R", "W = W0 + alpha / rank * B·A")                           \
+    X(LORA_TARGETS, "lora-targets", TEXT, "q,v", 0, 0, FOR_TRAIN | FOR_INFO, "A,B", "the matrices it is beside: of q k v o wi_0 wi_1 wo, or all-linear") \
+    X(LORA_LR, "lora-lr", REAL, "0.001", 0, 1e6, FOR_TRAIN, "R", "learning rate of a LoRA")                                 \
+    X(LORA_STEPS, "lora-steps", WHOLE, "1000", 1, 1e12, FOR_TRAIN, "N", "steps of the LoRA's stage")                        \
+    X(LORA_CHECKPOINT, "lora-checkpoint-every", WHOLE, "100", 1, 1e12, FOR_TRAIN, "N", "steps between dev evaluations in the LoRA's stage") \
     X(LR, "lr", REAL, "0.001", 0, 1e6, FOR_TRAINING | FOR_DUMP, "R", "learning rate (train: of the model)")                \
     X(STEPS, "steps", WHOLE, "1000", 1, 1e12, FOR_TRAINING, "N", "steps (train: of the model's stage)")                    \
     X(CHECKPOINT, "checkpoint-every", WHOLE, "100", 1, 1e12, FOR_TRAINING, "N", "steps between dev evaluations")           \
@@ -5395,8 +6683,8 @@ enum {
     X(PRETRAIN_DROPOUT, "dropout", REAL, "0", 0, 0.999, FOR_PRETRAIN, "R", "dropout")                                      \
     X(DROPOUT_SHARING, "dropout-sharing", CHOICE, "t5x", 0, 0, FOR_TRAINING, "t5x|elementwise", "one mask for all tokens of a sequence, or one each") \
     X(SMOOTHING, "label-smoothing", REAL, "0.1", 0, 0.999999, FOR_TRAIN, "R", "label smoothing")                           \
-    X(PLAIN_SMOOTHING, "label-smoothing", REAL, "0", 0, 0.999999, FOR_DUMP | FOR_PRETRAIN, "R", "label smoothing")         \
-    X(Z_LOSS, "z-loss", REAL, "1e-4", 0, 1e6, FOR_TRAINING | FOR_DUMP, "R", "weight of log(Z)^2 in the loss")              \
+    X(PLAIN_SMOOTHING, "label-smoothing", REAL, "0", 0, 0.999999, FOR_DUMP | FOR_PRETRAIN | FOR_ALIGN, "R", "label smoothing")         \
+    X(Z_LOSS, "z-loss", REAL, "1e-4", 0, 1e6, FOR_TRAINING | FOR_DUMP | FOR_ALIGN, "R", "weight of log(Z)^2 in the loss")              \
     X(NORMALIZER, "loss-normalizing-factor", TEXT, "none", 0, 0, FOR_TRAINING | FOR_DUMP, "none|N", "what the summed loss is divided by") \
     X(DUMP_STEPS, "steps", WHOLE, "0", 0, 1e6, FOR_DUMP, "N", "optimizer updates on the batch")                            \
     X(DUMP_TRAIN, "train", CHOICE, "model", 0, 0, FOR_DUMP, "model|prompt|both", "what the updates change")                \
@@ -5405,11 +6693,27 @@ enum {
     X(WEIGHT_DECAY, "weight-decay", REAL, "0", 0, 0.999999, FOR_TRAINING | FOR_DUMP, "R", "weight decay, a step (not multiplied by the learning rate)") \
     X(DECAY_RATE, "decay-rate", REAL, "0.8", 1e-9, 1e3, FOR_TRAINING | FOR_DUMP, "R", "Adafactor's memory: 1 - (step+1)^-R") \
     X(CLIP, "clip", REAL, "1", 1e-9, 1e9, FOR_TRAINING | FOR_DUMP, "R", "Adafactor's largest root mean square of an update") \
-    X(SHOTS, "shots", TEXT, "0", 0, 0, FOR_TRAIN | FOR_EVAL, "K", "worked examples in front of each input (eval: a list, as 0,1,4)") \
-    X(SEPARATOR, "separator", TEXT, " ", 0, 0, FOR_TRAIN | FOR_EVAL, "TEXT", "between worked examples")                    \
-    X(ENDING, "input-ending", TEXT, "", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_GENERATE, "TEXT", "behind every input, e.g. \" <extra_id_0>\" for a model that was only pretrained") \
-    X(MAX_INPUT, "max-input-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL, "N", "ids of an input at most, EOS counted (0: any number)") \
-    X(MAX_TARGET, "max-target-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL, "N", "ids of a target at most, EOS counted (0: any number)") \
+    X(SHOTS, "shots", TEXT, "0", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "K", "worked examples in front of each input (eval: a list, as 0,1,4)") \
+    X(SEPARATOR, "separator", TEXT, " ", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "TEXT", "between worked examples")                    \
+    X(ENDING, "input-ending", TEXT, "", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN | FOR_GENERATE, "TEXT", "behind every input, e.g. \" <extra_id_0>\" for a model that was only pretrained") \
+    X(MAX_INPUT, "max-input-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "N", "ids of an input at most, EOS counted (0: 1024 for summaries, as the paper, else any number)") \
+    X(MAX_TARGET, "max-target-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "N", "ids of a target at most, EOS counted (0: any number)") \
+    X(RUN, "run", TEXT, NULL, 0, 0, FOR_ALIGN, "RUN", "a run with kept checkpoints: the alignment along them, with and without its prompt") \
+    X(AGAINST, "against", TEXT, "labels", 0, 0, FOR_ALIGN, "labels|same|NAME", "what the task is compared with: random labels; itself; a second --task") \
+    X(ALIGN_LIMIT, "limit", WHOLE, "256", 0, 1e12, FOR_ALIGN, "N", "examples at most (0: all)")                                \
+    X(ALIGN_MICRO, "micro-batch", WHOLE, "32", 0, 1e6, FOR_ALIGN, "N", "examples at a time (0: all)")                          \
+    X(PROBE, "probe", LIST, NULL, 0, 0, FOR_TRAIN, "NAME=PATH", "a task that is not trained, scored without a prompt along training: what is kept, what is lost") \
+    X(PROBE_EVERY, "probe-every", WHOLE, "0", 0, 1e12, FOR_TRAIN, "N", "steps between probes (0: at each checkpoint)")         \
+    X(PROBE_SHOTS, "probe-shots", WHOLE, "1", 0, 1000, FOR_TRAIN, "K", "worked examples in front of each input of a probe")     \
+    X(PROBE_LIMIT, "probe-limit", WHOLE, "100", 0, 1e12, FOR_TRAIN, "N", "examples of each probe at most (0: all)")             \
+    X(PROBE_ENDING, "probe-input-ending", TEXT, "", 0, 0, FOR_TRAIN, "TEXT", "behind every input of a probe, as --input-ending") \
+    X(KEEP, "keep-checkpoints", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "keep each checkpoint, as a directory of its own in RUN/steps") \
+    X(NPY, "npy", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "write prompts as NAME.npy too, as the T5X prompt-tuning code reads them") \
+    X(MIXING, "mixing", CHOICE, "size", 0, 0, FOR_TRAIN, "size|equal", "how often each of several tasks is drawn")          \
+    X(MIXING_CAP, "mixing-cap", WHOLE, "0", 0, 1e12, FOR_TRAIN, "N", "mixing by size: no task counts for more (0: no cap)")  \
+    X(COMPARE, "compare", WORDS, NULL, 0, 0, FOR_EVAL, "[NAME=]DIR …", "no evaluation: the results in these directories (--out of earlier ones) side by side") \
+    X(FORMAT, "format", CHOICE, "text", 0, 0, FOR_EVAL, "text|csv|markdown", "of the table of --compare")                      \
+    X(DRAWS, "draws", WHOLE, "1", 1, 1000, FOR_EVAL, "N", "draws of worked examples: the table has their mean and spread")   \
     X(LIMIT, "limit", WHOLE, "0", 0, 1e12, FOR_EVAL, "N", "examples of each task at most (0: all)")                        \
     X(NORM_AVG_OVER, "norm-avg-over", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks of Norm. Avg. (default: those without the prompt)") \
     X(SHOW, "show", WHOLE, "0", 0, 1e9, FOR_TRAIN | FOR_EVAL, "N", "print the first N examples as the model will see them, and stop") \
@@ -5646,6 +6950,14 @@ static size_t foretell(const Options *o, const T5Config *c, size_t n_weights, bo
                                           batch * (S + T), micro < batch, 0);
 }
 
+/* LoRA alone, or, `second`, with the model trained while it is attached. */
+static size_t foretell_lora(const Options *o, const T5Config *c, size_t n_weights, bool second)
+{
+    Error ignored; /* command_info has checked the targets */
+    return foretell(o, c, n_weights, second, false, false) +
+           lora_bytes(c, o->text[OPT_LORA_TARGETS], option_size(o, OPT_LORA_RANK), !second, &ignored);
+}
+
 static size_t foretell_decoding(const Options *o, const T5Config *c, size_t n_weights)
 {
     enum { BEAMS = 4 };
@@ -5677,6 +6989,8 @@ static void info_print(const Options *o, const Model *model, const char *storage
     printf("  train --method finetune  %6.2f GB\n", (double)foretell(o, c, model->n_weights, true, false, false) / 1e9);
     printf("  train --method prompt    %6.2f GB\n", (double)foretell(o, c, model->n_weights, false, true, true) / 1e9);
     printf("  train --method promot    %6.2f GB\n", (double)foretell(o, c, model->n_weights, true, false, true) / 1e9);
+    printf("  train --method lora      %6.2f GB\n", (double)foretell_lora(o, c, model->n_weights, false) / 1e9);
+    printf("  train --method promot-lora %4.2f GB\n", (double)foretell_lora(o, c, model->n_weights, true) / 1e9);
     printf("  eval, 4 beams            %6.2f GB\n", (double)foretell_decoding(o, c, model->n_weights) / 1e9);
 }
 
@@ -5707,6 +7021,8 @@ static void info_print_json(const Options *o, const Model *model, const char *st
     cJSON_AddNumberToObject(memory, "finetune", (double)foretell(o, c, model->n_weights, true, false, false));
     cJSON_AddNumberToObject(memory, "prompt", (double)foretell(o, c, model->n_weights, false, true, true));
     cJSON_AddNumberToObject(memory, "promot", (double)foretell(o, c, model->n_weights, true, false, true));
+    cJSON_AddNumberToObject(memory, "lora", (double)foretell_lora(o, c, model->n_weights, false));
+    cJSON_AddNumberToObject(memory, "promot_lora", (double)foretell_lora(o, c, model->n_weights, true));
     cJSON_AddNumberToObject(memory, "eval", (double)foretell_decoding(o, c, model->n_weights));
     print_json(json);
 }
@@ -5725,6 +7041,8 @@ static int command_info(Options *o, Error *error)
         table_build(&model);
         status = model_check_tensors(&model, checkpoint, o->text[OPT_MODEL], error);
     }
+    if (!status && !lora_bytes(&model.config, o->text[OPT_LORA_TARGETS], option_size(o, OPT_LORA_RANK), true, error))
+        status = -1;
     if (!status) {
         shared = stored_find(checkpoint, "shared.weight");
         (option_true(o, OPT_JSON) ? info_print_json : info_print)(o, &model, dtype_name(shared->dtype));
@@ -5913,6 +7231,7 @@ static int command_generate(Options *o, Error *error)
     if (!status && !(dev = device_from_options(o, error))) status = -1;
     if (!status && !(model = open_model(o, dev, error))) status = -1;
     if (!status && needs_text && !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) status = -1;
+    if (!status && o->text[OPT_LORA]) status = lora_open(model, o->text[OPT_LORA], error);
     if (!status) status = generate_with(o, model, tokenizer, error);
     tokenizer_close(tokenizer);
     model_close(model);
@@ -6283,7 +7602,7 @@ static int dump_run(SafetensorsWriter *writer, Model *model, Prompts *prompts, c
     Batch batch = {0};
     Pass pass = {0};
     int status = adafactor_create(&adafactor, model, attached, plan->stage.trains_model ? &plan->stage.model : NULL,
-                                  plan->stage.trains_prompts ? &plan->stage.prompt : NULL, error);
+                                  plan->stage.trains_prompts ? &plan->stage.prompt : NULL, NULL, error);
     if (!status) status = gradients_create(&grads, &memory, model, &gradients, in->P, error);
     if (!status) status = batch_build(&batch, model, in->examples, in->B, in->P, in->prompt != NULL, 0, NULL, 0, error);
     if (!status) status = pass_prepare(&pass, model, attached, &batch, PASS_TRAIN, error);
@@ -6371,7 +7690,7 @@ static int command_dump(Options *o, Error *error)
 /* One --task: its name, and where its splits are. */
 typedef struct {
     char *name;
-    const char *path, *train, *dev;
+    const char *path, *train, *dev, *test;
     Task *task;
     TaskData data;
 } TaskArgument;
@@ -6379,8 +7698,7 @@ typedef struct {
 static void task_arguments_free(TaskArgument *tasks, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        split_free(&tasks[i].data.train);
-        split_free(&tasks[i].data.dev);
+        task_data_free(&tasks[i].data);
         task_free(tasks[i].task);
         free(tasks[i].name);
     }
@@ -6398,92 +7716,155 @@ static Task *find_task(const Options *o, const char *name, Error *error)
     return task_builtin(name, error);
 }
 
-/* NAME=PATH, NAME.train=FILE or NAME.dev=FILE: one TaskArgument for each NAME, in the order of the command line. */
-static int parse_task_arguments(const Options *o, TaskArgument **tasks, size_t *count, Error *error)
+/* The place that an argument's name fills: of NAME its path, of NAME.train, NAME.dev and NAME.test a split's file.
+ * *length: of NAME. */
+static const char **argument_place(TaskArgument *task, const char *name, size_t *length)
+{
+    static const char *const endings[] = {".train", ".dev", ".test"};
+    const char **places[] = {&task->train, &task->dev, &task->test}, *dot = strrchr(name, '.');
+    *length = strlen(name);
+    for (size_t i = 0; dot && i < sizeof endings / sizeof *endings; i++)
+        if (strcmp(dot, endings[i]) == 0) {
+            *length = (size_t)(dot - name);
+            return places[i];
+        }
+    return &task->path;
+}
+
+static int need_task(const Options *o, Error *error)
+{
+    if (o->n_list[OPT_TASK]) return 0;
+    return error_set(error, EXIT_USAGE, "%s: --task NAME=PATH is needed", o->command);
+}
+
+/* NAME=PATH, NAME.train=FILE, NAME.dev=FILE or NAME.test=FILE, as --task and --probe have them: one TaskArgument for
+ * each NAME, in the order of the command line. */
+static int parse_task_arguments(const Options *o, OptionId id, TaskArgument **tasks, size_t *count, Error *error)
 {
     enum { LONGEST_NAME = 100 };
-    *tasks = host_alloc(o->n_list[OPT_TASK], sizeof **tasks);
+    const char *option = option_table[id].name;
+    *tasks = host_alloc(o->n_list[id], sizeof **tasks);
     *count = 0;
-    if (!o->n_list[OPT_TASK]) return error_set(error, EXIT_USAGE, "%s: --task NAME=PATH is needed", o->command);
-    for (size_t i = 0; i < o->n_list[OPT_TASK]; i++) {
-        const char *argument = o->list[OPT_TASK][i], *equals = strchr(argument, '='), *dot, **place;
+    for (size_t i = 0; i < o->n_list[id]; i++) {
+        const char *argument = o->list[id][i], *equals = strchr(argument, '='), **place;
         TaskArgument *task = NULL;
+        size_t length;
         char *name;
         if (!equals || equals == argument || !equals[1])
-            return error_set(error, EXIT_USAGE, "--task: expected NAME=PATH, found %s", argument);
+            return error_set(error, EXIT_USAGE, "--%s: expected NAME=PATH, found %s", option, argument);
         name = text_format("%.*s", (int)(equals - argument), argument);
-        dot = strrchr(name, '.');
-        if (dot && strcmp(dot, ".train") != 0 && strcmp(dot, ".dev") != 0) dot = NULL;
+        argument_place(&(TaskArgument){0}, name, &length);
         for (size_t t = 0; t < *count; t++)
-            if (strlen((*tasks)[t].name) == (dot ? (size_t)(dot - name) : strlen(name)) &&
-                strncmp((*tasks)[t].name, name, strlen((*tasks)[t].name)) == 0)
-                task = &(*tasks)[t];
+            if (strlen((*tasks)[t].name) == length && strncmp((*tasks)[t].name, name, length) == 0) task = &(*tasks)[t];
         if (!task) {
             task = &(*tasks)[(*count)++];
-            task->name = text_format("%.*s", dot ? (int)(dot - name) : (int)strlen(name), name);
+            task->name = text_format("%.*s", (int)length, name);
         }
-        place = !dot ? &task->path : strcmp(dot, ".train") == 0 ? &task->train : &task->dev;
+        place = argument_place(task, name, &length);
         free(name);
         if (*place)
-            return error_set(error, EXIT_USAGE, "--task: expected each split of a task once, found %s again", argument);
+            return error_set(error, EXIT_USAGE, "--%s: expected each split of a task once, found %s again", option,
+                             argument);
         *place = equals + 1;
         if (strchr(task->name, '/') || strlen(task->name) > LONGEST_NAME || task->name[0] == '.')
-            return error_set(error, EXIT_USAGE, "--task: expected a name that can be a directory's, found %s",
+            return error_set(error, EXIT_USAGE, "--%s: expected a name that can be a directory's, found %s", option,
                              task->name);
         if (!task->task && !(task->task = find_task(o, task->name, error))) return -1;
+        task->data.name = task->name;
+        task->data.task = task->task;
     }
     return 0;
 }
 
-static int read_split(const TaskArgument *task, Split split, size_t limit, TaskSplit *out, Error *error)
+static Dataset *open_split(const TaskArgument *task, Split split, Error *error)
 {
-    const char *named = split == SPLIT_TRAIN ? task->train : task->dev;
-    out->task = task->task;
-    if (!named && !task->path)
-        return error_set(error, EXIT_USAGE, "--task: %s.%s=FILE is needed (or %s=PATH)", task->name,
-                         split == SPLIT_TRAIN ? "train" : "dev", task->name);
-    return task_read(task->task, named ? named : task->path, split, limit, &out->examples, error);
-}
-
-static EncodeSettings encode_settings(const Options *o, const Model *model, const Tokenizer *tokenizer,
-                                      const Examples *shown, size_t shots, int prompt)
-{
-    return (EncodeSettings){.tokenizer = tokenizer,
-                            .config = &model->config,
-                            .max_input = option_size(o, OPT_MAX_INPUT),
-                            .max_target = option_size(o, OPT_MAX_TARGET),
-                            .shots = shots,
-                            .shown = shown,
-                            .separator = o->text[OPT_SEPARATOR],
-                            .ending = o->text[OPT_ENDING],
-                            .seed = random_fold(option_size(o, OPT_SEED), 200),
-                            .prompt = prompt};
-}
-
-/* --show N: examples exactly as the model will see them, one JSON object a line. */
-static void show_examples(const char *name, const TaskSplit *split, const Tokenizer *tokenizer, size_t n,
-                          const EncodeSettings *s)
-{
-    for (size_t i = 0; i < n && i < split->examples.count; i++) {
-        const Example *example = &split->examples.items[i];
-        const TokenExample *ids = &split->ids[i];
-        char *input = input_with_shots(s, &split->examples, i);
-        cJSON *json = cJSON_CreateObject();
-        int32_t *full;
-        size_t full_length = 0;
-        Error ignored;
-        cJSON_AddStringToObject(json, "task", name);
-        cJSON_AddStringToObject(json, "id", example->id);
-        cJSON_AddStringToObject(json, "input", input);
-        cJSON_AddItemToObject(json, "targets",
-                              cJSON_CreateStringArray((const char *const *)example->targets, (int)example->n_targets));
-        cJSON_AddItemToObject(json, "input_ids", cJSON_CreateIntArray(ids->input, (int)ids->input_length));
-        cJSON_AddItemToObject(json, "target_ids", cJSON_CreateIntArray(ids->target, (int)ids->target_length));
-        if (tokenizer_encode(tokenizer, input, strlen(input), &full, &full_length, &ignored) == 0) free(full);
-        cJSON_AddNumberToObject(json, "input_ids_cut", (double)(full_length + 1 - ids->input_length));
-        print_json(json);
-        free(input);
+    const char *named = split == SPLIT_TRAIN ? task->train : split == SPLIT_TEST && task->test ? task->test : task->dev;
+    Dataset *rows;
+    if (!named && !task->path) {
+        error_set(error, EXIT_USAGE, "--task: %s.%s=FILE is needed (or %s=PATH)", task->name,
+                  split == SPLIT_TRAIN ? "train" : "dev", task->name);
+        return NULL;
     }
+    rows = dataset_open(task->task, named ? named : task->path, split, error);
+    if (rows && dataset_count(rows) == 0) {
+        error_set(error, EXIT_USAGE, "--task: %s: no examples in %s", task->name, named ? named : task->path);
+        dataset_close(rows);
+        rows = NULL;
+    }
+    return rows;
+}
+
+/* Opens the split that is scored and, when it is needed, the training split. A file given as NAME=FILE is both, and is
+ * opened once, so that no example is shown in front of itself. */
+static int open_splits(TaskArgument *task, Split scored, bool needs_train, Error *error)
+{
+    const char *named = scored == SPLIT_TEST && task->test ? task->test : task->dev;
+    bool one_file = !named && !task->train && task->path && path_exists(task->path) && !path_is_directory(task->path);
+    if (!(task->data.rows = open_split(task, scored, error))) return -1;
+    if (one_file)
+        task->data.train_rows = task->data.rows;
+    else if (needs_train && !(task->data.train_rows = open_split(task, SPLIT_TRAIN, error)))
+        return -1;
+    return 0;
+}
+
+/* How a command encodes a task's rows: the training split's, or those that are scored. */
+static TaskEncoder task_encoder(const Options *o, const T5Config *config, const Tokenizer *tokenizer,
+                                const TaskData *data, bool training, size_t shots, int prompt)
+{
+    size_t max_input = option_size(o, OPT_MAX_INPUT);
+    return (TaskEncoder){.task = data->task,
+                         .rows = training ? data->train_rows : data->rows,
+                         .shown = shots ? data->train_rows : NULL,
+                         .tokenizer = tokenizer,
+                         .config = config,
+                         .max_input = max_input ? max_input : task_max_input(data->task),
+                         .max_target = option_size(o, OPT_MAX_TARGET),
+                         .shots = shots,
+                         .separator = o->text[OPT_SEPARATOR],
+                         .ending = o->text[OPT_ENDING],
+                         .seed = random_fold(option_size(o, OPT_SEED), 200),
+                         .prompt = prompt};
+}
+
+/* --show N: the first rows exactly as the model will see them, one JSON object a line. */
+static int show_examples(const char *name, const TaskEncoder *e, size_t n, Error *error)
+{
+    int status = encoder_check(e, error);
+    for (size_t i = 0; !status && i < n && i < dataset_count(e->rows); i++) {
+        Example row;
+        TokenExample ids = {0};
+        char *input = NULL;
+        bool cut;
+        cJSON *json = cJSON_CreateObject();
+        int32_t *full = NULL;
+        size_t full_length = 0;
+        status = dataset_get(e->rows, i, &row, error);
+        if (status) {
+            cJSON_Delete(json);
+            break;
+        }
+        status = encode_row(e, i, &row, &ids, &cut, error);
+        if (!status) status = input_with_shots(e, i, &row, &input, error);
+        if (!status) status = tokenizer_encode(e->tokenizer, input, strlen(input), &full, &full_length, error);
+        if (!status) {
+            cJSON_AddStringToObject(json, "task", name);
+            cJSON_AddStringToObject(json, "id", row.id);
+            cJSON_AddStringToObject(json, "input", input);
+            cJSON_AddItemToObject(json, "targets",
+                                  cJSON_CreateStringArray((const char *const *)row.targets, (int)row.n_targets));
+            cJSON_AddItemToObject(json, "input_ids", cJSON_CreateIntArray(ids.input, (int)ids.input_length));
+            cJSON_AddItemToObject(json, "target_ids", cJSON_CreateIntArray(ids.target, (int)ids.target_length));
+            cJSON_AddNumberToObject(json, "input_ids_cut", (double)(full_length + 1 - ids.input_length));
+            print_json(cJSON_Duplicate(json, true));
+        }
+        cJSON_Delete(json);
+        example_free(&row);
+        token_example_free(&ids);
+        free(input);
+        free(full);
+    }
+    return status;
 }
 
 static int parse_count(const char *text, const char *name, size_t *out, Error *error)
@@ -6687,34 +8068,41 @@ typedef struct {
 } StagePlan;
 
 /* Batches are drawn by pure functions of the seed, so the ones to come can be looked at beforehand. */
-static StagePlan plan_stage(const Run *run, size_t s)
+static int plan_stage(Run *run, size_t s, StagePlan *plan, Error *error)
 {
-    enum { EXAMPLES = 1 << 20, DOCUMENTS = 2000 }; /* looked at, at most; corrupting a document takes longer */
+    enum {
+        KEPT = 1 << 20,
+        READ = 1 << 15,
+        DOCUMENTS = 2000
+    }; /* looked at, at most: what comes out of the caches of
+                                                                 * small splits, is read, is corrupted */
     const Stage *stage = &run->stages[s];
-    size_t P = stage->uses_prompts ? run->prompts.length : 0, limit = run->source.examples ? EXAMPLES : DOCUMENTS;
+    size_t P = stage->uses_prompts ? run->prompts.length : 0, limit = KEPT;
     int64_t first = s == run->stage ? run->step : 0, steps = stage->steps - first;
-    Source source = run->source;
-    StagePlan plan = {0};
+    *plan = (StagePlan){0};
+    for (size_t p = 0; p < run->source.n_parts; p++)
+        limit = min_size(limit, run->source.parts[p].corpus                 ? DOCUMENTS
+                                : run->source.parts[p].count > CACHE_PLACES ? READ
+                                                                            : KEPT);
     steps = steps < (int64_t)(limit / run->batch) + 1 ? steps : (int64_t)(limit / run->batch) + 1;
-    source.key = stage_key(run, s);
-    source.order = NULL;
+    source_begin(&run->source, stage_key(run, s));
     for (int64_t step = first; step < first + steps; step++) {
         size_t source_rows = 0, target_rows = 0, all_rows = 0;
         for (size_t b = 0; b < run->batch; b++) {
-            TokenExample e = source_get(&source, (size_t)step * run->batch + b);
+            TokenExample e;
+            if (source_get(&run->source, (size_t)step * run->batch + b, &e, error)) return -1;
             if (b % run->micro == 0) source_rows = target_rows = 0;
             source_rows += e.input_length + (e.prompt >= 0 ? P : 0);
             target_rows += e.target_length;
             all_rows += e.input_length + e.target_length;
-            plan.source_rows = max_size(plan.source_rows, source_rows);
-            plan.target_rows = max_size(plan.target_rows, target_rows);
-            plan.forward_flops += forward_flops(&run->model->config, &e, 1, P) / (double)steps;
-            source_release(&source, &e, 1);
+            plan->source_rows = max_size(plan->source_rows, source_rows);
+            plan->target_rows = max_size(plan->target_rows, target_rows);
+            plan->forward_flops += forward_flops(&run->model->config, &e, 1, P) / (double)steps;
+            token_example_free(&e);
         }
-        plan.all_rows = max_size(plan.all_rows, all_rows);
+        plan->all_rows = max_size(plan->all_rows, all_rows);
     }
-    free(source.order);
-    return plan;
+    return 0;
 }
 
 /* The most that decoding a batch of the dev sets takes. */
@@ -6722,32 +8110,36 @@ static size_t dev_decoding_bytes(const Run *run, size_t prompt_length)
 {
     const T5Config *c = &run->model->config;
     size_t most = 0;
-    for (size_t i = 0; i < run->n_tasks; i++) {
-        const TaskSplit *dev = &run->tasks[i].dev;
-        size_t steps = run->dev_decode.max_length ? run->dev_decode.max_length : dev->longest_target, longest = 1;
-        for (size_t k = 0; k < dev->examples.count; k++) longest = max_size(longest, dev->ids[k].input_length);
-        if (dev->examples.count)
+    for (size_t i = 0; i < run->n_tasks + run->n_probes; i++) {
+        const EncodedSplit *dev = i < run->n_tasks ? &run->tasks[i].dev : &run->probes[i - run->n_tasks].dev;
+        size_t steps = run->dev_decode.max_length ? run->dev_decode.max_length : dev->longest_target + EXTRA_TOKENS;
+        if (dev->count)
             most = max_size(
-                most, decoding_bytes(c, run->dev_decode.beams, steps, longest + prompt_length, dev->examples.count));
+                most, decoding_bytes(c, run->dev_decode.beams, steps, dev->longest_input + prompt_length, dev->count));
     }
     return most;
 }
 
 /* Says what a stage will take, and refuses what cannot fit. */
-static int announce_stage(const Run *run, size_t s, double speed, Error *error)
+static int announce_stage(Run *run, size_t s, double speed, Error *error)
 {
     const T5Config *c = &run->model->config;
     const Stage *stage = &run->stages[s];
-    const StagePlan plan = plan_stage(run, s);
+    StagePlan plan;
     int64_t steps = stage->steps - (s == run->stage ? run->step : 0);
     size_t weights = run->model->n_weights * sizeof(weight_t), available = memory_available() + weights;
     size_t bytes, activations, decoding, P = stage->uses_prompts ? run->prompts.length : 0;
-    double seconds = plan.forward_flops * (stage->trains_model ? 3 : 2) / speed, all = seconds * (double)steps;
+    double seconds, all;
+    if (plan_stage(run, s, &plan, error)) return -1;
+    run->most_rows[s] = plan.all_rows + 1; /* and the token that decoders start with */
     if (steps == 0) return 0;
-    bytes =
-        PROCESS_BYTES + training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length,
-                                       stage->trains_model, stage->trains_prompts, plan.source_rows, plan.target_rows,
-                                       plan.all_rows, run->micro < run->batch, stage->model.weight_decay);
+    seconds = plan.forward_flops * (stage->trains_model ? 3 : 2) / speed;
+    all = seconds * (double)steps;
+    bytes = PROCESS_BYTES +
+            training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length, stage->trains_model,
+                           stage->trains_prompts, plan.source_rows, plan.target_rows, plan.all_rows,
+                           run->micro < run->batch, stage->model.weight_decay) +
+            (run->model->lora ? lora_memory(run->model, stage->trains_lora) : 0);
     activations = pass_bytes(c, plan.source_rows, plan.target_rows, PASS_TRAIN);
     decoding = dev_decoding_bytes(run, P); /* takes the place of the activations */
     if (decoding > activations) bytes += decoding - activations;
@@ -6763,16 +8155,22 @@ static int announce_stage(const Run *run, size_t s, double speed, Error *error)
     return 0;
 }
 
-static int announce(const Run *run, Error *error)
+static int announce(Run *run, Error *error)
 {
     const double share_of_matmul = 0.7; /* what a whole step reaches of the speed of its matrix products */
     double speed = run->quiet ? 1 : measure_flops(run->model->dev) * share_of_matmul;
     int status = 0;
     for (size_t s = run->stage; !status && s < run->n_stages; s++) status = announce_stage(run, s, speed, error);
-    for (size_t i = 0; !run->quiet && i < run->n_tasks; i++)
-        if (run->tasks[i].train.n_cut)
+    for (size_t i = 0; !status && !run->quiet && i < run->n_tasks; i++) {
+        const TaskStream *train = &run->tasks[i].train;
+        fprintf(stderr, "%s: %zu training examples, longest input %zu ids", run->tasks[i].name, train->count,
+                train->longest_input);
+        if (train->n_encoded < train->count) fprintf(stderr, " (among the %zu looked at)", train->n_encoded);
+        fputc('\n', stderr);
+        if (train->n_cut)
             fprintf(stderr, "warning: %s: %zu of %zu training examples were longer than allowed and are cut\n",
-                    run->tasks[i].name, run->tasks[i].train.n_cut, run->tasks[i].train.examples.count);
+                    run->tasks[i].name, train->n_cut, train->n_encoded);
+    }
     return status;
 }
 
@@ -6815,38 +8213,92 @@ static Stage model_stage(const Options *o, const char *name, bool uses_prompts, 
     return stage;
 }
 
+/* LoRA alone, the paper's rival, and as the first stage of ProMoT. Its A and B keep the prompts' scaling. */
+static Stage lora_stage(const Options *o)
+{
+    Stage stage = model_stage(o, "lora", false, false);
+    stage.trains_model = false;
+    stage.trains_lora = true;
+    stage.steps = (int64_t)option_real(o, OPT_LORA_STEPS);
+    stage.checkpoint_every = (int64_t)option_real(o, OPT_LORA_CHECKPOINT);
+    stage.lora = adafactor_settings(o, option_real(o, OPT_LORA_LR), option_real(o, OPT_WEIGHT_DECAY),
+                                    option_true(o, OPT_PROMPT_SCALE), o->text[OPT_SCHEDULE], stage.steps);
+    return stage;
+}
+
 /* The stages of a method. Joint training learns both at once; random-prompt puts a fixed random prompt where ProMoT
  * puts a learnt one: the paper's controls. */
 static int plan_stages(const Options *o, Run *run, Error *error)
 {
     const char *method = o->text[OPT_METHOD];
-    bool given = o->text[OPT_PROMPT] != NULL;
+    bool given = o->text[OPT_PROMPT] != NULL, lora_given = o->text[OPT_LORA] != NULL;
     if (given && strcmp(method, "promot") != 0)
         return error_set(error, EXIT_USAGE,
                          "--prompt: expected --method promot, whose first stage it takes the place of, found %s",
+                         method);
+    if (lora_given && strcmp(method, "promot-lora") != 0)
+        return error_set(error, EXIT_USAGE,
+                         "--lora: expected --method promot-lora, whose first stage it takes the place of, found %s",
                          method);
     if (strcmp(method, "finetune") == 0) run->stages[run->n_stages++] = model_stage(o, "model", false, false);
     if (strcmp(method, "prompt") == 0 || (strcmp(method, "promot") == 0 && !given))
         run->stages[run->n_stages++] = prompt_stage(o);
     if (strcmp(method, "promot") == 0 || strcmp(method, "random-prompt") == 0)
         run->stages[run->n_stages++] = model_stage(o, "model", true, false);
+    if (strcmp(method, "lora") == 0 || (strcmp(method, "promot-lora") == 0 && !lora_given))
+        run->stages[run->n_stages++] = lora_stage(o);
+    if (strcmp(method, "promot-lora") == 0) run->stages[run->n_stages++] = model_stage(o, "model", false, false);
     if (strcmp(method, "joint") == 0) run->stages[run->n_stages++] = model_stage(o, "joint", true, true);
     for (size_t i = 0; i < run->n_stages; i++)
         if (parse_normalizer(o, &run->stages[i].loss.scale, error)) return -1;
     return 0;
 }
 
-static int prepare_prompts(const Options *o, Run *run, Error *error)
+/* --prompt: one adapter, or a directory of them, each under its task's name (a run's prompt/). The path of a task's
+ * prompt, to be freed; NULL: the directory has none for it. */
+static char *prompt_path(const char *path, const char *task)
+{
+    char *config = path_join(path, "adapter_config.json"), *own = path_join(path, task);
+    bool one = !path_is_directory(path) || path_exists(config), there = path_exists(own);
+    free(config);
+    if (!one && there) return own;
+    free(own);
+    return one ? text_format("%s", path) : NULL;
+}
+
+/* The prompts of a run whose first stage is skipped. */
+static int prompts_from_files(const Options *o, Run *run, Error *error)
+{
+    int status = 0;
+    for (size_t i = 0; !status && i < run->n_tasks; i++) {
+        char *path = prompt_path(o->text[OPT_PROMPT], run->tasks[i].name);
+        Prompts first;
+        if (!path)
+            return error_set(error, EXIT_USAGE, "--prompt: no prompt for %s in %s", run->tasks[i].name,
+                             o->text[OPT_PROMPT]);
+        if (i == 0) { /* its length is that of all */
+            status = prompts_open(&first, run->model, path, error);
+            if (!status) status = prompts_allocate(&run->prompts, run->model, run->n_tasks, first.length, error);
+            prompts_free(&first);
+        }
+        if (!status) status = prompt_load(run->model, &run->prompts, i, path, error);
+        free(path);
+    }
+    return status;
+}
+
+/* The soft prompts, or the LoRA, that a run begins with. */
+static int prepare_adapters(const Options *o, Run *run, Error *error)
 {
     bool random = strcmp(o->text[OPT_METHOD], "random-prompt") == 0;
     const char *init = random ? "uniform" : o->text[OPT_PROMPT_INIT];
     run->prompt_init = init;
+    if (o->text[OPT_LORA]) return lora_open(run->model, o->text[OPT_LORA], error);
+    if (run->stages[0].trains_lora)
+        return lora_create(run->model, o->text[OPT_LORA_TARGETS], option_size(o, OPT_LORA_RANK),
+                           option_real(o, OPT_LORA_ALPHA), random_fold(run->seed, 350), error);
     if (!run->stages[0].uses_prompts) return 0;
-    if (o->text[OPT_PROMPT]) {
-        if (run->n_tasks != 1)
-            return error_set(error, EXIT_USAGE, "--prompt: expected one --task, found %zu", run->n_tasks);
-        return prompts_open(&run->prompts, run->model, o->text[OPT_PROMPT], error);
-    }
+    if (o->text[OPT_PROMPT]) return prompts_from_files(o, run, error);
     if (prompts_allocate(&run->prompts, run->model, run->n_tasks, option_size(o, OPT_PROMPT_LENGTH), error)) return -1;
     for (size_t i = 0; i < run->n_tasks; i++)
         if (prompt_init(run->model, run->tokenizer, &run->prompts, i, init, random_fold(run->seed, 300), error))
@@ -6854,39 +8306,58 @@ static int prepare_prompts(const Options *o, Run *run, Error *error)
     return 0;
 }
 
-/* Reads every task's splits and turns them into ids. */
+/* Opens every task's splits: training rows as a stream, those to score in ids. */
 static int prepare_tasks(const Options *o, Run *run, TaskArgument *arguments, size_t count, Error *error)
 {
-    size_t shots, at = 0, total = 0;
-    TokenExample *all;
+    size_t shots, cap = option_size(o, OPT_MIXING_CAP);
+    bool equal = strcmp(o->text[OPT_MIXING], "equal") == 0;
     if (parse_count(o->text[OPT_SHOTS], "shots", &shots, error)) return -1;
     run->tasks = host_alloc(count, sizeof *run->tasks);
     run->n_tasks = count;
+    run->source.parts = host_alloc(count, sizeof *run->source.parts);
+    run->source.n_parts = count;
     for (size_t i = 0; i < count; i++) {
-        TaskData *data = &arguments[i].data;
-        EncodeSettings s = encode_settings(o, run->model, run->tokenizer, &data->train.examples, shots,
-                                           run->stages[0].uses_prompts ? (int)i : -1);
-        data->name = arguments[i].name;
-        data->task = arguments[i].task;
-        if (read_split(&arguments[i], SPLIT_TRAIN, 0, &data->train, error) ||
-            read_split(&arguments[i], SPLIT_DEV, 0, &data->dev, error))
-            return -1;
-        if (data->train.examples.count == 0)
-            return error_set(error, EXIT_USAGE, "--task: %s: no training examples", data->name);
-        if (split_encode(&data->train, &s, error)) return -1;
-        if (option_size(o, OPT_SHOW))
-            show_examples(data->name, &data->train, run->tokenizer, option_size(o, OPT_SHOW), &s);
-        s.seed = random_fold(s.seed, 1); /* the dev set is shown other examples */
-        if (split_encode(&data->dev, &s, error)) return -1;
-        total += data->train.examples.count;
+        TaskData *data = &run->tasks[i];
+        TaskEncoder e;
+        int prompt = run->stages[0].uses_prompts ? (int)i : -1,
+            status = open_splits(&arguments[i], SPLIT_DEV, true, error);
+        *data = arguments[i].data; /* from here on they are the run's */
+        arguments[i].data = (TaskData){0};
+        if (status) return -1;
+        e = task_encoder(o, &run->model->config, run->tokenizer, data, true, shots, prompt);
+        if (stream_open(&data->train, &e, error)) return -1;
+        run->source.parts[i] =
+            (Part){.stream = &data->train,
+                   .count = data->train.count,
+                   .share = equal ? 1 : (double)(cap ? min_size(cap, data->train.count) : data->train.count)};
+        if (option_size(o, OPT_SHOW)) {
+            if (show_examples(data->name, &e, option_size(o, OPT_SHOW), error)) return -1;
+            continue;
+        }
+        e = task_encoder(o, &run->model->config, run->tokenizer, data, false, shots, prompt);
+        e.seed = random_fold(e.seed, 1); /* the dev set is shown other examples */
+        if (encode_split(&data->dev, &e, 0, error)) return -1;
     }
-    all = host_alloc(total, sizeof *all);
+    return 0;
+}
+
+/* The held-out tasks of --probe, in ids. */
+static int prepare_probes(const Options *o, Run *run, TaskArgument *arguments, size_t count, Error *error)
+{
+    run->probes = host_alloc(count, sizeof *run->probes);
+    run->probe_every = (int64_t)option_real(o, OPT_PROBE_EVERY);
     for (size_t i = 0; i < count; i++) {
-        run->tasks[i] = arguments[i].data;
-        memcpy(all + at, arguments[i].data.train.ids, arguments[i].data.train.examples.count * sizeof *all);
-        at += arguments[i].data.train.examples.count;
+        TaskData *data = &run->probes[run->n_probes++];
+        size_t shots = option_size(o, OPT_PROBE_SHOTS);
+        TaskEncoder e;
+        int status = open_splits(&arguments[i], SPLIT_TEST, shots > 0, error);
+        *data = arguments[i].data; /* from here on they are the run's */
+        arguments[i].data = (TaskData){0};
+        if (status) return -1;
+        e = task_encoder(o, &run->model->config, run->tokenizer, data, false, shots, -1);
+        e.ending = o->text[OPT_PROBE_ENDING];
+        if (encode_split(&data->dev, &e, option_size(o, OPT_PROBE_LIMIT), error)) return -1;
     }
-    run->source = (Source){.count = total, .examples = all};
     return 0;
 }
 
@@ -6930,23 +8401,31 @@ static int train_with(const Options *o, Run *run, bool resumed, Error *error)
 
 static int train_run(const Options *o, Run *run, bool resumed, Error *error)
 {
-    TaskArgument *arguments = NULL;
-    size_t count = 0;
-    int status = parse_task_arguments(o, &arguments, &count, error);
+    TaskArgument *arguments = NULL, *probes = NULL;
+    size_t count = 0, n_probes = 0;
+    int status = parse_task_arguments(o, OPT_TASK, &arguments, &count, error);
+    if (!status) status = parse_task_arguments(o, OPT_PROBE, &probes, &n_probes, error);
     run_settings(o, run);
     run->model_directory = o->text[OPT_MODEL];
     run->dev_decode = decode_settings(o, option_size(o, OPT_EVAL_MAX_LENGTH));
+    run->keep_checkpoints = option_true(o, OPT_KEEP);
+    run->writes_npy = option_true(o, OPT_NPY);
+    run->lora_comes_off = strcmp(o->text[OPT_METHOD], "promot-lora") == 0;
     if (!status) status = plan_stages(o, run, error);
     if (!status) status = prepare_tasks(o, run, arguments, count, error);
     if (!status && !option_size(o, OPT_SHOW)) {
-        status = prepare_prompts(o, run, error);
+        status = prepare_adapters(o, run, error);
+        if (!status) status = prepare_probes(o, run, probes, n_probes, error);
         if (!status) status = train_with(o, run, resumed, error);
     }
     prompts_free(&run->prompts);
-    free((TokenExample *)run->source.examples);
-    free(run->source.order);
+    for (size_t i = 0; i < run->n_tasks; i++) task_data_free(&run->tasks[i]);
+    for (size_t i = 0; i < run->n_probes; i++) task_data_free(&run->probes[i]);
+    free(run->source.parts);
     free(run->tasks);
+    free(run->probes);
     task_arguments_free(arguments, count);
+    task_arguments_free(probes, n_probes);
     return status;
 }
 
@@ -6965,7 +8444,7 @@ static int command_train(Options *o, Error *error)
         return status;
     }
     if (!status) status = option_need(o, OPT_MODEL, error);
-    if (!status && !o->n_list[OPT_TASK]) status = error_set(error, EXIT_USAGE, "train: --task NAME=PATH is needed");
+    if (!status) status = need_task(o, error);
     if (!status && !(dev = device_from_options(o, error))) status = -1;
     if (!status && !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) status = -1;
     if (!status && !(model = open_model(o, dev, error))) status = -1;
@@ -7031,6 +8510,7 @@ static int pretrain_run(const Options *o, Run *run, bool resumed, Error *error)
     double noise = corpus.noise_density, spans_each = noise / corpus.mean_span;
     /* The longest text whose input, with its noise replaced by sentinels, and EOS, fits the input length. */
     size_t longest = (size_t)((option_real(o, OPT_INPUT_LENGTH) - 1) / (1 - noise + spans_each));
+    Part part;
     int status;
     if (tokenizer_sentinel(run->tokenizer, SENTINELS - 1) < 0)
         return error_set(error, EXIT_FAILED, "%s/spiece.model: sentinels (expected <extra_id_0> to <extra_id_99>)",
@@ -7041,9 +8521,9 @@ static int pretrain_run(const Options *o, Run *run, bool resumed, Error *error)
     status = parse_normalizer(o, &run->stages[0].loss.scale, error);
     if (!status) status = check_vocabulary(run->tokenizer, run->model, run->model_directory, error);
     if (!status) status = corpus_read(&corpus, o->text[OPT_TEXT_FILE], max_size(longest, 2), error);
-    run->source = (Source){.count = corpus.count, .corpus = &corpus};
+    part = (Part){.corpus = &corpus, .count = corpus.count, .share = 1};
+    run->source = (Source){.parts = &part, .n_parts = 1};
     if (!status) status = train_with(o, run, resumed, error);
-    free(run->source.order);
     corpus_free(&corpus);
     return status;
 }
@@ -7099,12 +8579,23 @@ static int command_pretrain(Options *o, Error *error)
 
 /* --- promot eval */
 
-enum { MAX_SHOT_COUNTS = 16, EXTRA_TOKENS = 8 }; /* EXTRA_TOKENS: room for sentinels around an answer */
+enum { MAX_SHOT_COUNTS = 16 };
 
+/* What an evaluation measures: scores [task, number of shots, draw]. Without shots there is one draw only. */
 typedef struct {
-    size_t shots[MAX_SHOT_COUNTS], n_shots;
-    double scores[MAX_SHOT_COUNTS]; /* of the task being evaluated */
+    size_t shots[MAX_SHOT_COUNTS], n_shots, n_draws;
+    double *scores;
 } ShotTable;
+
+static size_t draws_of(const ShotTable *table, size_t s)
+{
+    return table->shots[s] ? table->n_draws : 1;
+}
+
+static double *score_at(const ShotTable *table, size_t task, size_t s, size_t draw)
+{
+    return &table->scores[(task * table->n_shots + s) * table->n_draws + draw];
+}
 
 static int parse_shots(const char *text, ShotTable *table, Error *error)
 {
@@ -7120,34 +8611,45 @@ static int parse_shots(const char *text, ShotTable *table, Error *error)
     return 0;
 }
 
-static int write_predictions(const Options *o, const TaskArgument *task, size_t shots, const TaskSplit *split,
-                             char *const *raw, const EncodeSettings *s, Error *error)
+/* One line of a predictions file. */
+static cJSON *prediction_json(const EncodedSplit *split, const Evaluation *outputs, size_t i, const char *input)
 {
-    char *name = text_format("predictions/%s.%zu.jsonl", task->name, shots), *path = path_join(o->text[OPT_OUT], name);
-    char *directory = path_join(o->text[OPT_OUT], "predictions");
+    const Example *row = &split->rows[i];
+    References references = {(const char *const *)row->targets, row->n_targets};
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "id", row->id);
+    cJSON_AddStringToObject(json, "input", input);
+    if (row->n_targets == 1)
+        cJSON_AddStringToObject(json, "target", row->targets[0]);
+    else
+        cJSON_AddItemToObject(json, "target", cJSON_CreateStringArray(references.texts, (int)references.count));
+    cJSON_AddStringToObject(json, "raw_output", outputs->raw[i]);
+    cJSON_AddStringToObject(json, "processed_output", outputs->answers[i]);
+    cJSON_AddNumberToObject(json, "score",
+                            metric_one(task_metric(split->encoder.task), outputs->answers[i], &references));
+    return json;
+}
+
+/* predictions/NAME.SHOTS.jsonl, of further draws predictions/NAME.SHOTS.draw2.jsonl, … */
+static int write_predictions(const Options *o, const char *task, size_t draw, const EncodedSplit *split,
+                             const Evaluation *outputs, Error *error)
+{
+    char *suffix = draw ? text_format(".draw%zu", draw + 1) : text_format("%s", "");
+    char *name = text_format("predictions/%s.%zu%s.jsonl", task, split->encoder.shots, suffix),
+         *path = path_join(o->text[OPT_OUT], name), *directory = path_join(o->text[OPT_OUT], "predictions");
     AtomicFile *file = directory_create(directory, error) ? NULL : atomic_file_create(path, error);
     int status = file ? 0 : -1;
-    for (size_t i = 0; !status && i < split->examples.count; i++) {
-        const Example *example = &split->examples.items[i];
-        References references = {(const char *const *)example->targets, example->n_targets};
-        char *answer = task_postprocess(split->task, raw[i]), *input = input_with_shots(s, &split->examples, i), *text,
-             *line;
-        cJSON *json = cJSON_CreateObject();
-        cJSON_AddStringToObject(json, "id", example->id);
-        cJSON_AddStringToObject(json, "input", input);
-        if (example->n_targets == 1)
-            cJSON_AddStringToObject(json, "target", example->targets[0]);
-        else
-            cJSON_AddItemToObject(json, "target", cJSON_CreateStringArray(references.texts, (int)references.count));
-        cJSON_AddStringToObject(json, "raw_output", raw[i]);
-        cJSON_AddStringToObject(json, "processed_output", answer);
-        cJSON_AddNumberToObject(json, "score", metric_one(task_metric(split->task), answer, &references));
+    for (size_t i = 0; !status && i < split->count; i++) {
+        char *input = NULL, *text, *line;
+        cJSON *json;
+        status = input_with_shots(&split->encoder, i, &split->rows[i], &input, error);
+        if (status) break;
+        json = prediction_json(split, outputs, i, input);
         text = cJSON_PrintUnformatted(json);
         line = text_format("%s\n", text);
         status = atomic_file_write(file, line, strlen(line), error);
         free(line);
         free(text);
-        free(answer);
         free(input);
         cJSON_Delete(json);
     }
@@ -7158,106 +8660,162 @@ static int write_predictions(const Options *o, const TaskArgument *task, size_t 
     free(directory);
     free(path);
     free(name);
+    free(suffix);
     return status;
 }
 
-/* One task at one number of shots. */
+/* One task at one number of shots, one draw of the examples. prompts: of this task, or NULL. */
 static int eval_task(const Options *o, const Model *model, const Tokenizer *tokenizer, const Prompts *prompts,
-                     TaskArgument *task, size_t shots, double *score, Error *error)
+                     const TaskArgument *task, size_t shots, size_t draw, double *score, Error *error)
 {
-    bool prompted = prompts && (!o->text[OPT_PROMPT_TASKS] || is_listed(o->text[OPT_PROMPT_TASKS], task->name));
-    EncodeSettings s = encode_settings(o, model, tokenizer, &task->data.train.examples, shots, prompted ? 0 : -1);
-    TaskSplit split = {.task = task->task, .examples = task->data.dev.examples};
+    TaskEncoder e = task_encoder(o, &model->config, tokenizer, &task->data, false, shots, prompts ? 0 : -1);
     DecodeSettings decoding = decode_settings(o, option_size(o, OPT_EVAL_MAX_LENGTH));
     Progress progress = progress_begin(option_true(o, OPT_QUIET), 0);
-    char **raw = host_alloc(split.examples.count, sizeof *raw);
-    MetricResult result = {0};
-    int status = split_encode(&split, &s, error);
-    if (!decoding.max_length) decoding.max_length = split.longest_target + EXTRA_TOKENS;
-    if (!status && option_size(o, OPT_SHOW)) show_examples(task->name, &split, tokenizer, option_size(o, OPT_SHOW), &s);
-    if (!status && !option_size(o, OPT_SHOW)) {
-        if (!option_true(o, OPT_QUIET))
-            fprintf(stderr, "%s, %zu shots: %zu examples%s\n", task->name, shots, split.examples.count,
-                    prompted ? ", with the prompt" : "");
-        if (split.n_cut && !option_true(o, OPT_QUIET))
+    EncodedSplit split;
+    Evaluation outputs;
+    int status;
+    if (draw) e.seed = random_fold(e.seed, 1000 + draw);
+    if (option_size(o, OPT_SHOW)) return show_examples(task->name, &e, option_size(o, OPT_SHOW), error);
+    status = encode_split(&split, &e, option_size(o, OPT_LIMIT), error);
+    if (!status) {
+        if (!decoding.max_length) decoding.max_length = split.longest_target + EXTRA_TOKENS;
+        if (!progress.quiet)
+            fprintf(stderr, "%s, %zu shots: %zu examples, longest input %zu ids%s\n", task->name, shots, split.count,
+                    split.longest_input, prompts ? ", with the prompt" : "");
+        if (split.n_cut && !progress.quiet)
             fprintf(stderr, "warning: %s: %zu examples were longer than allowed and are cut\n", task->name,
                     split.n_cut);
-        status = evaluate_split(model, prompted ? prompts : NULL, tokenizer, &split, &decoding, &progress, raw, &result,
-                                error);
-        if (!status && o->text[OPT_OUT]) status = write_predictions(o, task, shots, &split, raw, &s, error);
-        *score = result.score;
+        status = evaluate_split(model, prompts, &split, &decoding, &progress, &outputs, error);
     }
-    for (size_t i = 0; i < split.examples.count; i++) free(raw[i]);
-    free(raw);
-    split.examples = (Examples){0}; /* they belong to the task, the ids to this function */
-    for (size_t i = 0; split.ids && i < task->data.dev.examples.count; i++) {
-        free((int32_t *)split.ids[i].input);
-        free((int32_t *)split.ids[i].target);
+    if (!status) {
+        if (o->text[OPT_OUT]) status = write_predictions(o, task->name, draw, &split, &outputs, error);
+        *score = outputs.metric.score;
+        evaluation_free(&outputs);
     }
-    free(split.ids);
+    encoded_free(&split);
     return status;
 }
 
-/* Norm. Avg. of the paper: the plain mean over the tasks that were not trained on. */
-static bool is_averaged(const Options *o, const char *name)
+/* Does --prompt-tasks, or its absence, let this task have the prompt? */
+static bool wants_prompt(const Options *o, const char *name)
 {
-    if (o->text[OPT_NORM_AVG_OVER]) return is_listed(o->text[OPT_NORM_AVG_OVER], name);
-    return !o->text[OPT_PROMPT] || !(!o->text[OPT_PROMPT_TASKS] || is_listed(o->text[OPT_PROMPT_TASKS], name));
+    return !o->text[OPT_PROMPT_TASKS] || is_listed(o->text[OPT_PROMPT_TASKS], name);
 }
 
-static cJSON *eval_results(const Options *o, const TaskArgument *tasks, size_t count, const ShotTable *table,
-                           const double *scores)
+/* The path of a task's prompt, to be freed; NULL: it gets none. */
+static char *eval_prompt_path(const Options *o, const char *name)
+{
+    return o->text[OPT_PROMPT] && wants_prompt(o, name) ? prompt_path(o->text[OPT_PROMPT], name) : NULL;
+}
+
+/* Norm. Avg. of the paper: the plain mean over the tasks that were not trained on, which are those without a prompt. */
+static bool is_averaged(const Options *o, const char *name)
+{
+    char *prompt;
+    bool prompted;
+    if (o->text[OPT_NORM_AVG_OVER]) return is_listed(o->text[OPT_NORM_AVG_OVER], name);
+    if (o->text[OPT_LORA] && wants_prompt(o, name)) return false;
+    prompt = eval_prompt_path(o, name);
+    prompted = prompt != NULL;
+    free(prompt);
+    return !prompted;
+}
+
+/* Adds NAME: the mean of n numbers to `means`, and, of several, {"sd", "draws"} to `spreads`. */
+static void add_mean(cJSON *means, cJSON *spreads, const char *name, const double *x, size_t n)
+{
+    double mean = 0, squares = 0;
+    cJSON *spread;
+    for (size_t i = 0; i < n; i++) mean += x[i] / (double)n;
+    for (size_t i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+    cJSON_AddNumberToObject(means, name, mean);
+    if (n < 2) return;
+    spread = cJSON_AddObjectToObject(spreads, name);
+    cJSON_AddNumberToObject(spread, "sd", sqrt(squares / (double)(n - 1)));
+    cJSON_AddItemToObject(spread, "draws", cJSON_CreateDoubleArray(x, (int)n));
+}
+
+/* results.json. */
+static cJSON *eval_results(const Options *o, const TaskArgument *tasks, size_t count, const ShotTable *table)
 {
     cJSON *json = cJSON_CreateObject(), *of_tasks = cJSON_AddObjectToObject(json, "tasks"),
-          *average = cJSON_AddObjectToObject(json, "norm_avg");
+          *average = cJSON_AddObjectToObject(json, "norm_avg"), *average_spread = cJSON_CreateObject();
+    double *means = host_alloc(table->n_draws, sizeof *means);
+    size_t limit = option_size(o, OPT_LIMIT);
+    char name[16];
     for (size_t i = 0; i < count; i++) {
-        cJSON *task = cJSON_AddObjectToObject(of_tasks, tasks[i].name), *row;
+        cJSON *task = cJSON_AddObjectToObject(of_tasks, tasks[i].name), *row, *spread = cJSON_CreateObject();
+        size_t n = dataset_count(tasks[i].data.rows);
         cJSON_AddStringToObject(task, "metric", metric_name(task_metric(tasks[i].task)));
-        cJSON_AddNumberToObject(task, "n", (double)tasks[i].data.dev.examples.count);
+        cJSON_AddNumberToObject(task, "n", (double)(limit ? min_size(limit, n) : n));
         row = cJSON_AddObjectToObject(task, "scores");
         for (size_t s = 0; s < table->n_shots; s++) {
-            char name[16];
             snprintf(name, sizeof name, "%zu", table->shots[s]);
-            cJSON_AddNumberToObject(row, name, scores[i * table->n_shots + s]);
+            add_mean(row, spread, name, score_at(table, i, s, 0), draws_of(table, s));
         }
+        if (table->n_draws > 1)
+            cJSON_AddItemToObject(task, "spread", spread);
+        else
+            cJSON_Delete(spread);
     }
     for (size_t s = 0; s < table->n_shots; s++) {
-        double sum = 0, n = 0;
-        char name[16];
+        size_t averaged = 0;
+        memset(means, 0, table->n_draws * sizeof *means);
+        for (size_t i = 0; i < count; i++) averaged += is_averaged(o, tasks[i].name);
         for (size_t i = 0; i < count; i++)
-            if (is_averaged(o, tasks[i].name)) sum += scores[i * table->n_shots + s], n++;
+            for (size_t d = 0; is_averaged(o, tasks[i].name) && d < draws_of(table, s); d++)
+                means[d] += *score_at(table, i, s, d) / (double)averaged;
         snprintf(name, sizeof name, "%zu", table->shots[s]);
-        if (n > 0) cJSON_AddNumberToObject(average, name, sum / n);
+        if (averaged) add_mean(average, average_spread, name, means, draws_of(table, s));
     }
+    if (table->n_draws > 1)
+        cJSON_AddItemToObject(json, "norm_avg_spread", average_spread);
+    else
+        cJSON_Delete(average_spread);
+    free(means);
     return json;
+}
+
+/* A row of the table: a score for each number of shots, with its spread over the draws. */
+static void print_scores(const cJSON *scores, const cJSON *spreads, bool with_spread)
+{
+    const cJSON *score;
+    cJSON_ArrayForEach(score, scores)
+    {
+        const cJSON *spread = cJSON_GetObjectItemCaseSensitive(spreads, score->string);
+        printf("  %7.2f", score->valuedouble);
+        if (spread)
+            printf(" ± %-5.2f", cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(spread, "sd")));
+        else if (with_spread)
+            printf("%8s", "");
+    }
+    putchar('\n');
 }
 
 static void print_eval_table(const ShotTable *table, const cJSON *json)
 {
-    const cJSON *task, *average = cJSON_GetObjectItemCaseSensitive(json, "norm_avg");
+    const cJSON *task, *average = cJSON_GetObjectItemCaseSensitive(json, "norm_avg"),
+                       *average_spread = cJSON_GetObjectItemCaseSensitive(json, "norm_avg_spread");
+    bool with_spread = table->n_draws > 1;
     printf("%-16s %-10s %6s", "task", "metric", "n");
-    for (size_t s = 0; s < table->n_shots; s++) printf("  %2zu-shot", table->shots[s]);
+    for (size_t s = 0; s < table->n_shots; s++) printf("  %2zu-shot%s", table->shots[s], with_spread ? "        " : "");
     putchar('\n');
     cJSON_ArrayForEach(task, cJSON_GetObjectItemCaseSensitive(json, "tasks"))
     {
-        const cJSON *score;
         printf("%-16s %-10s %6.0f", task->string,
                cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(task, "metric")),
                cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(task, "n")));
-        cJSON_ArrayForEach(score, cJSON_GetObjectItemCaseSensitive(task, "scores"))
-            printf("  %7.2f", score->valuedouble);
-        putchar('\n');
+        print_scores(cJSON_GetObjectItemCaseSensitive(task, "scores"), cJSON_GetObjectItemCaseSensitive(task, "spread"),
+                     with_spread);
     }
     if (!average->child) return;
     printf("%-16s %-10s %6s", "Norm. Avg.", "", "");
-    for (const cJSON *score = average->child; score; score = score->next) printf("  %7.2f", score->valuedouble);
-    putchar('\n');
+    print_scores(average, average_spread, with_spread);
 }
 
-static int eval_finish(const Options *o, const TaskArgument *tasks, size_t count, const ShotTable *table,
-                       const double *scores, Error *error)
+static int eval_finish(const Options *o, const TaskArgument *tasks, size_t count, const ShotTable *table, Error *error)
 {
-    cJSON *json = eval_results(o, tasks, count, table, scores);
+    cJSON *json = eval_results(o, tasks, count, table);
     char *path, *text;
     int status = 0;
     if (o->text[OPT_OUT]) {
@@ -7291,35 +8849,182 @@ static int check_task_list(const Options *o, OptionId id, const TaskArgument *ta
     return 0;
 }
 
+/* A --prompt that no task gets, or that a named task lacks, is a slip. */
+static int check_prompts(const Options *o, const TaskArgument *tasks, size_t count, Error *error)
+{
+    size_t found = 0;
+    for (size_t i = 0; o->text[OPT_PROMPT] && i < count; i++) {
+        char *path = eval_prompt_path(o, tasks[i].name);
+        bool missing = !path && o->text[OPT_PROMPT_TASKS] && wants_prompt(o, tasks[i].name);
+        found += path != NULL;
+        free(path);
+        if (missing)
+            return error_set(error, EXIT_USAGE, "--prompt: no prompt for %s in %s", tasks[i].name, o->text[OPT_PROMPT]);
+    }
+    if (o->text[OPT_PROMPT] && !found)
+        return error_set(error, EXIT_USAGE, "--prompt: no prompt for any of the tasks in %s", o->text[OPT_PROMPT]);
+    return 0;
+}
+
+/* A task at all numbers of shots and all draws. */
+static int eval_one(const Options *o, const Model *model, const Tokenizer *tokenizer, TaskArgument *tasks, size_t i,
+                    const ShotTable *table, Error *error)
+{
+    Prompts prompts = {0};
+    char *path = eval_prompt_path(o, tasks[i].name);
+    bool shots = false;
+    int status;
+    for (size_t s = 0; s < table->n_shots; s++) shots |= table->shots[s] > 0;
+    if (o->text[OPT_LORA] && wants_prompt(o, tasks[i].name))
+        lora_merge(model);
+    else
+        lora_unmerge(model);
+    status = open_splits(&tasks[i], SPLIT_TEST, shots, error);
+    if (!status && path) status = prompts_open(&prompts, model, path, error);
+    for (size_t s = 0; !status && s < table->n_shots; s++)
+        for (size_t d = 0; !status && d < draws_of(table, s); d++)
+            status = eval_task(o, model, tokenizer, path ? &prompts : NULL, &tasks[i], table->shots[s], d,
+                               score_at(table, i, s, d), error);
+    prompts_free(&prompts);
+    free(path);
+    return status;
+}
+
 static int eval_with(const Options *o, const Model *model, const Tokenizer *tokenizer, Error *error)
 {
     TaskArgument *tasks = NULL;
     size_t count = 0;
-    ShotTable table;
-    Prompts prompts = {0};
-    double *scores = NULL;
-    int status = parse_task_arguments(o, &tasks, &count, error);
+    ShotTable table = {.n_draws = option_size(o, OPT_DRAWS)};
+    int status = parse_task_arguments(o, OPT_TASK, &tasks, &count, error);
     if (!status) status = parse_shots(o->text[OPT_SHOTS], &table, error);
     if (!status) status = check_task_list(o, OPT_PROMPT_TASKS, tasks, count, error);
     if (!status) status = check_task_list(o, OPT_NORM_AVG_OVER, tasks, count, error);
-    if (!status && o->text[OPT_PROMPT]) status = prompts_open(&prompts, model, o->text[OPT_PROMPT], error);
+    if (!status) status = check_prompts(o, tasks, count, error);
     if (!status && o->text[OPT_OUT] && !option_size(o, OPT_SHOW)) status = directory_create(o->text[OPT_OUT], error);
-    if (!status) scores = host_alloc(count * table.n_shots, sizeof *scores);
-    for (size_t i = 0; !status && i < count; i++) {
-        bool shots = false;
-        for (size_t s = 0; s < table.n_shots; s++) shots |= table.shots[s] > 0;
-        status = read_split(&tasks[i], SPLIT_DEV, option_size(o, OPT_LIMIT), &tasks[i].data.dev, error);
-        if (!status && tasks[i].data.dev.examples.count == 0)
-            status = error_set(error, EXIT_USAGE, "--task: %s: no examples to evaluate", tasks[i].name);
-        if (!status && shots) status = read_split(&tasks[i], SPLIT_TRAIN, 0, &tasks[i].data.train, error);
-        for (size_t s = 0; !status && s < table.n_shots; s++)
-            status = eval_task(o, model, tokenizer, o->text[OPT_PROMPT] ? &prompts : NULL, &tasks[i], table.shots[s],
-                               &scores[i * table.n_shots + s], error);
-    }
-    if (!status && !option_size(o, OPT_SHOW)) status = eval_finish(o, tasks, count, &table, scores, error);
-    free(scores);
-    prompts_free(&prompts);
+    if (!status) table.scores = host_alloc(count * table.n_shots * table.n_draws, sizeof *table.scores);
+    for (size_t i = 0; !status && i < count; i++) status = eval_one(o, model, tokenizer, tasks, i, &table, error);
+    if (!status && !option_size(o, OPT_SHOW)) status = eval_finish(o, tasks, count, &table, error);
+    free(table.scores);
     task_arguments_free(tasks, count);
+    return status;
+}
+
+/* --- promot eval --compare: evaluations side by side, as the paper's Table 3 */
+
+/* The analysis figure of a run beside whose results a path points: PATH/analysis/NAME.json, or PATH/../analysis/….
+ * To be freed; NULL: there is none. */
+static char *compared_figure(const char *path, const char *name)
+{
+    static const char *const places[] = {"analysis", "../analysis"};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        char *figure = text_format("%s/%s/%s.json", path, places[i], name);
+        if (path_exists(figure)) return figure;
+        free(figure);
+    }
+    return NULL;
+}
+
+/* One picture of a figure that several of the runs have: of each its "mean" curve, or its only one. */
+static int write_compared_figure(const char *directory, const char *name, char *const *paths, char *const *labels,
+                                 size_t count, Error *error)
+{
+    Figure **figures = host_alloc(count, sizeof *figures);
+    PlotSeries *series = host_alloc(count, sizeof *series);
+    Plot plot = {0};
+    size_t n = 0, read = 0;
+    int status = 0;
+    for (size_t i = 0; !status && i < count; i++) {
+        char *path = compared_figure(paths[i], name);
+        const Plot *one;
+        if (!path) continue;
+        status = figure_read(path, &figures[read], error);
+        free(path);
+        if (status) break;
+        one = figure_plot(figures[read++]);
+        if (one->count == 0) continue;
+        if (n == 0) plot = *one;
+        series[n] = one->series[0];
+        for (size_t k = 0; k < one->count; k++)
+            if (strcmp(one->series[k].name, "mean") == 0) series[n] = one->series[k];
+        series[n++].name = labels[i];
+    }
+    plot.count = n;
+    plot.series = series;
+    if (!status && n) status = figure_write(directory, name, &plot, error);
+    for (size_t i = 0; i < read; i++) figure_free(figures[i]);
+    free(series);
+    free(figures);
+    return status;
+}
+
+/* table.txt, .csv, .md, the figures and report.html. */
+static int write_comparison(const char *directory, const cJSON *const *results, char *const *paths, char *const *labels,
+                            size_t count, Error *error)
+{
+    static const char *const names[] = {"table.txt", "table.csv", "table.md"};
+    static const char *const figures[] = {"format_ratio", "held_out", "tradeoff"};
+    static const TableFormat formats[] = {TABLE_TEXT, TABLE_CSV, TABLE_MARKDOWN};
+    ReportTable table = {.title = "Scores"};
+    char *csv = NULL;
+    int status = directory_create(directory, error);
+    for (size_t i = 0; !status && i < sizeof names / sizeof *names; i++) {
+        char *path = path_join(directory, names[i]),
+             *text = results_compare(results, (const char *const *)labels, count, formats[i]);
+        status = text ? file_write_text(path, text, error) : error_set(error, EXIT_FAILED, "%s: no memory", path);
+        if (formats[i] == TABLE_CSV)
+            csv = text;
+        else
+            free(text);
+        free(path);
+    }
+    for (size_t i = 0; !status && i < sizeof figures / sizeof *figures; i++)
+        status = write_compared_figure(directory, figures[i], paths, labels, count, error);
+    table.csv = csv;
+    if (!status)
+        status = report_write(directory, "Runs side by side",
+                              "Scores are on 0 to 100; Norm. Avg. is their plain mean "
+                              "over the tasks that were not trained.",
+                              &table, 1, error);
+    free(csv);
+    return status;
+}
+
+static int compare_runs(const Options *o, Error *error)
+{
+    static const char *const names[] = {"text", "csv", "markdown"};
+    static const TableFormat formats[] = {TABLE_TEXT, TABLE_CSV, TABLE_MARKDOWN};
+    size_t count = o->n_list[OPT_COMPARE], format = 0;
+    cJSON **results = host_alloc(count, sizeof *results), *all;
+    char **labels = host_alloc(count, sizeof *labels), **paths = host_alloc(count, sizeof *paths), *text;
+    int status = 0;
+    for (size_t i = 0; !status && i < count; i++) { /* DIR, or NAME=DIR */
+        const char *argument = o->list[OPT_COMPARE][i], *equals = strchr(argument, '=');
+        if (!equals || path_exists(argument)) equals = NULL;
+        labels[i] = text_format("%.*s", equals ? (int)(equals - argument) : (int)strlen(argument), argument);
+        paths[i] = text_format("%s", equals ? equals + 1 : argument);
+        status = results_read(paths[i], &results[i], error);
+    }
+    while (strcmp(names[format], o->text[OPT_FORMAT]) != 0) format++;
+    if (!status && o->text[OPT_OUT])
+        status = write_comparison(o->text[OPT_OUT], (const cJSON *const *)results, paths, labels, count, error);
+    if (!status && option_true(o, OPT_JSON)) {
+        all = cJSON_CreateObject();
+        for (size_t i = 0; i < count; i++) cJSON_AddItemToObject(all, labels[i], cJSON_Duplicate(results[i], true));
+        print_json(all);
+    } else if (!status) {
+        text = results_compare((const cJSON *const *)results, (const char *const *)labels, count, formats[format]);
+        if (text) fputs(text, stdout);
+        if (!text) status = error_set(error, EXIT_FAILED, "memory: none left for the table");
+        free(text);
+    }
+    for (size_t i = 0; i < count; i++) {
+        cJSON_Delete(results[i]);
+        free(labels[i]);
+        free(paths[i]);
+    }
+    free(results);
+    free(labels);
+    free(paths);
     return status;
 }
 
@@ -7328,16 +9033,398 @@ static int command_eval(Options *o, Error *error)
     Device *dev = NULL;
     Model *model = NULL;
     Tokenizer *tokenizer = NULL;
-    int status = option_need(o, OPT_MODEL, error);
-    if (!status && o->text[OPT_PROMPT_TASKS] && !o->text[OPT_PROMPT])
-        status = error_set(error, EXIT_USAGE, "--prompt-tasks: expected a --prompt");
+    int status;
+    if (o->n_list[OPT_COMPARE]) return compare_runs(o, error);
+    status = option_need(o, OPT_MODEL, error);
+    if (!status) status = need_task(o, error);
+    if (!status && o->text[OPT_PROMPT_TASKS] && !o->text[OPT_PROMPT] && !o->text[OPT_LORA])
+        status = error_set(error, EXIT_USAGE, "--prompt-tasks: expected a --prompt or --lora");
     if (!status && !(dev = device_from_options(o, error))) status = -1;
     if (!status && !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) status = -1;
     if (!status && !(model = open_model(o, dev, error))) status = -1;
+    if (!status && o->text[OPT_LORA]) status = lora_open(model, o->text[OPT_LORA], error);
     if (!status) status = eval_with(o, model, tokenizer, error);
     tokenizer_close(tokenizer);
     model_close(model);
     device_close(dev);
+    return status;
+}
+
+/* --- promot align */
+
+/* Two lists of examples to compare: the task, and the same inputs with another task's, or random, targets. */
+typedef struct {
+    TokenExample *full, *format; /* [count] */
+    size_t count;
+} AlignLists;
+
+static void align_lists_free(AlignLists *lists)
+{
+    for (size_t i = 0; i < lists->count; i++) {
+        token_example_free(&lists->full[i]);
+        token_example_free(&lists->format[i]);
+    }
+    free(lists->full);
+    free(lists->format);
+}
+
+/* The target of the format-only example i: a random label word, or of a task that writes text another example's. */
+static int format_only_target(const TaskEncoder *e, uint64_t seed, size_t i, size_t of, size_t count, Example *row,
+                              Error *error)
+{
+    const char *const *words;
+    size_t n_words = task_labels(e->task, &words);
+    Example other;
+    char *target;
+    if (n_words) {
+        target = text_format("%s", words[random_label(seed, i, n_words)]);
+    } else {
+        if (dataset_get(e->rows, permuted(random_other_example(seed, i, count), of, seed), &other, error)) return -1;
+        target = text_format("%s", other.targets[0]);
+        example_free(&other);
+    }
+    free(row->targets[0]);
+    row->targets[0] = target;
+    return 0;
+}
+
+/* against: "labels" (drawn at random), "same" (a control: alignment 1), or the other task's encoder. */
+static int align_lists(AlignLists *lists, const TaskEncoder *e, const TaskEncoder *other, bool same, size_t limit,
+                       uint64_t seed, Error *error)
+{
+    size_t of = dataset_count(e->rows), of_other = other ? dataset_count(other->rows) : of;
+    size_t count = min_size(of, of_other);
+    if (limit) count = min_size(count, limit);
+    lists->full = host_alloc(count, sizeof *lists->full);
+    lists->format = host_alloc(count, sizeof *lists->format);
+    for (size_t i = 0; i < count; i++) {
+        size_t at = permuted(i, of, seed);
+        const TaskEncoder *second = other ? other : e;
+        Example row;
+        bool cut;
+        int status;
+        if (dataset_get(e->rows, at, &row, error)) return -1;
+        lists->count++;
+        status = encode_row(e, at, &row, &lists->full[i], &cut, error);
+        if (!status && other) {
+            example_free(&row);
+            at = permuted(i, of_other, seed);
+            if (dataset_get(other->rows, at, &row, error)) return -1;
+        } else if (!status && !same) {
+            status = format_only_target(e, seed, i, of, count, &row, error);
+        }
+        if (!status) status = encode_row(second, at, &row, &lists->format[i], &cut, error);
+        example_free(&row);
+        if (status) return -1;
+    }
+    return 0;
+}
+
+/* One model that is looked at: a checkpoint of a run, or the model of --model. */
+typedef struct {
+    char *model, *prompt; /* paths; prompt NULL: none */
+    double step;
+    Alignment without, with;
+} AlignPoint;
+
+typedef struct {
+    AlignPoint *points;
+    size_t count;
+} AlignPoints;
+
+static void align_points_free(AlignPoints *p)
+{
+    for (size_t i = 0; i < p->count; i++) {
+        free(p->points[i].model);
+        free(p->points[i].prompt);
+    }
+    free(p->points);
+}
+
+static void align_points_add(AlignPoints *p, double step, char *model, char *prompt) /* takes both paths */
+{
+    p->points = host_grow(p->points, p->count + 1, sizeof *p->points);
+    p->points[p->count++] = (AlignPoint){.model = model, .prompt = prompt, .step = step};
+}
+
+static int compare_points(const void *a, const void *b)
+{
+    double x = ((const AlignPoint *)a)->step, y = ((const AlignPoint *)b)->step;
+    return (x > y) - (x < y);
+}
+
+/* The prompt of a run's checkpoint: its own (joint training), or the run's. To be freed; NULL: there is none. */
+static char *point_prompt(const char *run, const char *checkpoint, const char *task)
+{
+    char *own = text_format("%s/prompt/%s", checkpoint, task), *trained = text_format("%s/prompt/%s", run, task);
+    bool has_own = path_exists(own), has_trained = path_exists(trained);
+    if (!has_own) free(own);
+    if (has_own || !has_trained) free(trained);
+    return has_own ? own : has_trained ? trained : NULL;
+}
+
+/* The model that a run started from, and the checkpoints that it kept (train --keep-checkpoints). */
+static int align_points_of_run(const char *run, const char *task, AlignPoints *p, Error *error)
+{
+    char *settings = path_join(run, "run.json"), *steps = path_join(run, "steps"), *text;
+    MappedFile file = {0};
+    cJSON *json;
+    const char *model;
+    DIR *directory;
+    const struct dirent *entry;
+    int status = mapped_file_open(&file, settings, error);
+    if (!status) {
+        text = text_format("%.*s", (int)file.bytes, (const char *)file.data);
+        json = cJSON_Parse(text);
+        model = cJSON_GetStringValue(
+            cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(json, "settings"), "model"));
+        if (model)
+            align_points_add(p, 0, text_format("%s", model), point_prompt(run, model, task));
+        else
+            status = error_set(error, EXIT_FAILED, "%s: not the settings of a run", settings);
+        cJSON_Delete(json);
+        free(text);
+        mapped_file_close(&file);
+    }
+    directory = status ? NULL : opendir(steps);
+    while (directory && (entry = readdir(directory))) {
+        char *checkpoint = path_join(steps, entry->d_name), *config = path_join(checkpoint, "config.json");
+        const char *number = strrchr(entry->d_name, '-');
+        if (number && path_exists(config))
+            align_points_add(p, strtod(number + 1, NULL), text_format("%s", checkpoint),
+                             point_prompt(run, checkpoint, task));
+        free(config);
+        free(checkpoint);
+    }
+    if (directory) closedir(directory);
+    if (!status && p->count < 2)
+        status = error_set(error, EXIT_USAGE, "%s: no models in it (a run keeps them with --keep-checkpoints)", steps);
+    if (!status) qsort(p->points, p->count, sizeof *p->points, compare_points);
+    free(steps);
+    free(settings);
+    return status;
+}
+
+/* The alignment at one model, without a prompt and, where there is one, with it. */
+static int align_point(const Options *o, Device *dev, const AlignLists *lists, AlignPoint *point, Error *error)
+{
+    LossSettings loss = {.label_smoothing = (float)option_real(o, OPT_PLAIN_SMOOTHING),
+                         .z_loss = (float)option_real(o, OPT_Z_LOSS),
+                         .scale = 1};
+    size_t micro = option_size(o, OPT_ALIGN_MICRO), bytes, available;
+    Prompts prompts = {0};
+    Model *model = model_open(point->model, dev, option_true(o, OPT_QUIET) ? NULL : print_warning, error);
+    int status = model ? 0 : -1;
+    if (!status && point->prompt) status = prompts_open(&prompts, model, point->prompt, error);
+    for (int with = 0; !status && with < (point->prompt ? 2 : 1); with++) {
+        for (size_t i = 0; i < lists->count; i++) lists->full[i].prompt = lists->format[i].prompt = with ? 0 : -1;
+        bytes = alignment_bytes(model, with ? &prompts : NULL, lists->full, lists->format, lists->count, micro);
+        available = memory_available();
+        if (available && bytes > available)
+            status = error_set(error, EXIT_FAILED, "memory: align needs %.1f GB more (there are %.1f GB)",
+                               (double)bytes / 1e9, (double)available / 1e9);
+        if (!status)
+            status = alignment(model, with ? &prompts : NULL, lists->full, lists->format, lists->count, micro, &loss,
+                               with ? &point->with : &point->without, error);
+    }
+    prompts_free(&prompts);
+    model_close(model);
+    return status;
+}
+
+static cJSON *alignment_json(const Alignment *a)
+{
+    cJSON *json = cJSON_CreateObject();
+    for (int m = 0; m < N_MODULES; m++) {
+        double cosine = alignment_cosine(a, (Module)m);
+        cJSON *module;
+        if (!isfinite(cosine)) continue; /* this model has no such module */
+        module = cJSON_AddObjectToObject(json, module_name((Module)m));
+        cJSON_AddNumberToObject(module, "cosine", cosine);
+        cJSON_AddNumberToObject(module, "dot", a->dot[m]);
+        cJSON_AddNumberToObject(module, "full_norm", sqrt(a->full_square[m]));
+        cJSON_AddNumberToObject(module, "format_norm", sqrt(a->format_square[m]));
+    }
+    return json;
+}
+
+static cJSON *align_results(const Options *o, const char *task, const AlignLists *lists, const AlignPoints *p)
+{
+    cJSON *json = cJSON_CreateObject(), *points;
+    cJSON_AddStringToObject(json, "task", task);
+    cJSON_AddStringToObject(json, "against", o->text[OPT_AGAINST]);
+    cJSON_AddNumberToObject(json, "n", (double)lists->count);
+    points = cJSON_AddArrayToObject(json, "points");
+    for (size_t i = 0; i < p->count; i++) {
+        cJSON *point = cJSON_CreateObject();
+        cJSON_AddNumberToObject(point, "step", p->points[i].step);
+        cJSON_AddStringToObject(point, "model", p->points[i].model);
+        cJSON_AddItemToObject(point, "without_prompt", alignment_json(&p->points[i].without));
+        if (p->points[i].prompt) cJSON_AddItemToObject(point, "with_prompt", alignment_json(&p->points[i].with));
+        cJSON_AddItemToArray(points, point);
+    }
+    return json;
+}
+
+/* A row for each module, a column for each model. */
+static void print_alignment(const AlignPoints *p, bool with)
+{
+    printf("%-26s", with ? "with the prompt, step" : "without a prompt, step");
+    for (size_t i = 0; i < p->count; i++) printf(" %8.0f", p->points[i].step);
+    putchar('\n');
+    for (int m = 0; m < N_MODULES; m++) {
+        bool there = false;
+        for (size_t i = 0; i < p->count; i++)
+            there |= isfinite(alignment_cosine(with ? &p->points[i].with : &p->points[i].without, (Module)m));
+        if (!there) continue;
+        printf("%-26s", module_name((Module)m));
+        for (size_t i = 0; i < p->count; i++)
+            printf(" %8.4f", alignment_cosine(with ? &p->points[i].with : &p->points[i].without, (Module)m));
+        putchar('\n');
+    }
+}
+
+/* alignment.svg, .csv, .json: a curve for each module over the steps. */
+static int write_alignment_figure(const char *directory, const AlignPoints *p, bool with, Error *error)
+{
+    PlotSeries series[N_MODULES];
+    double *numbers = host_alloc((N_MODULES + 1) * p->count, sizeof *numbers), *x = numbers;
+    size_t n = 0;
+    int status;
+    for (size_t i = 0; i < p->count; i++) x[i] = p->points[i].step;
+    for (int m = 0; m < N_MODULES; m++) {
+        double *y = numbers + ((size_t)m + 1) * p->count;
+        bool there = false;
+        for (size_t i = 0; i < p->count; i++) {
+            y[i] = alignment_cosine(with ? &p->points[i].with : &p->points[i].without, (Module)m);
+            there |= isfinite(y[i]);
+        }
+        if (there) series[n++] = (PlotSeries){.name = module_name((Module)m), .n = p->count, .x = x, .y = y};
+    }
+    status = figure_write(directory, with ? "alignment_with_prompt" : "alignment",
+                          &(Plot){.title = with ? "Gradient alignment with the trained prompt attached"
+                                                : "Gradient alignment without a prompt",
+                                  .x_label = "step",
+                                  .y_label = "cosine",
+                                  .caption = "The paper's Figures 3 and 7: the gradient on the task against the "
+                                             "gradient on its format alone (random labels). Near 1, what is learnt "
+                                             "is the format.",
+                                  .count = n,
+                                  .series = series},
+                          error);
+    free(numbers);
+    return status;
+}
+
+static int align_write(const char *directory, const AlignPoints *p, const cJSON *json, Error *error)
+{
+    char *path = path_join(directory, "align.json"), *text = cJSON_Print(json);
+    bool with = false;
+    int status = directory_create(directory, error);
+    for (size_t i = 0; i < p->count; i++) with |= p->points[i].prompt != NULL;
+    if (!status) status = file_write_text(path, text, error);
+    if (!status) status = write_alignment_figure(directory, p, false, error);
+    if (!status && with) status = write_alignment_figure(directory, p, true, error);
+    if (!status)
+        status = report_write(directory, "The task and its format",
+                              "Gradients on the task compared with gradients on the same inputs whose labels say "
+                              "nothing but the format.",
+                              NULL, 0, error);
+    free(text);
+    free(path);
+    return status;
+}
+
+/* The first --task, and with --against NAME the second one, as encoders of their training rows. */
+static int align_encoders(const Options *o, const T5Config *config, const Tokenizer *tokenizer, TaskArgument *tasks,
+                          size_t count, TaskEncoder *e, const TaskEncoder **other, bool *same, Error *error)
+{
+    const char *against = o->text[OPT_AGAINST];
+    bool labels = strcmp(against, "labels") == 0;
+    size_t shots;
+    *same = strcmp(against, "same") == 0;
+    if (parse_count(o->text[OPT_SHOTS], "shots", &shots, error)) return -1;
+    if (count > 2 || (count == 2) == (labels || *same))
+        return error_set(error, EXIT_USAGE, "--against %s: expected %s --task, found %zu", against,
+                         labels || *same ? "one" : "a second", count);
+    if (count == 2 && strcmp(against, tasks[1].name) != 0)
+        return error_set(error, EXIT_USAGE, "--against: expected the second task's name %s, found %s", tasks[1].name,
+                         against);
+    for (size_t i = 0; i < count; i++) {
+        if (!(tasks[i].data.train_rows = open_split(&tasks[i], SPLIT_TRAIN, error))) return -1;
+        e[i] = task_encoder(o, config, tokenizer, &tasks[i].data, true, shots, -1);
+        if (encoder_check(&e[i], error)) return -1;
+    }
+    *other = count == 2 ? &e[1] : NULL;
+    return 0;
+}
+
+/* Everything once the models to look at are known. The first one's vocabulary is that of all. */
+static int align_with(const Options *o, Device *dev, AlignPoints *p, TaskArgument *tasks, size_t count, Error *error)
+{
+    Tokenizer *tokenizer = open_tokenizer(p->points[0].model, error);
+    T5Config config = {0};
+    TaskEncoder e[2];
+    const TaskEncoder *other = NULL;
+    AlignLists lists = {0};
+    bool same = false;
+    char *directory = o->text[OPT_OUT]   ? text_format("%s", o->text[OPT_OUT])
+                      : o->text[OPT_RUN] ? path_join(o->text[OPT_RUN], "analysis")
+                                         : NULL;
+    int status = tokenizer ? config_read(&config, p->points[0].model, error) : -1;
+    if (!status) status = align_encoders(o, &config, tokenizer, tasks, count, e, &other, &same, error);
+    if (!status)
+        status = align_lists(&lists, &e[0], other, same, option_size(o, OPT_ALIGN_LIMIT),
+                             random_fold(option_size(o, OPT_SEED), 600), error);
+    for (size_t i = 0; !status && i < p->count; i++) {
+        if (!option_true(o, OPT_QUIET))
+            fprintf(stderr, "step %.0f: %s%s\n", p->points[i].step, p->points[i].model,
+                    p->points[i].prompt ? ", without and with the prompt" : "");
+        status = align_point(o, dev, &lists, &p->points[i], error);
+    }
+    if (!status) {
+        cJSON *json = align_results(o, tasks[0].name, &lists, p);
+        bool with = false;
+        for (size_t i = 0; i < p->count; i++) with |= p->points[i].prompt != NULL;
+        if (directory) status = align_write(directory, p, json, error);
+        if (!status && option_true(o, OPT_JSON)) {
+            print_json(json);
+            json = NULL;
+        } else if (!status) {
+            print_alignment(p, false);
+            if (with) print_alignment(p, true);
+        }
+        cJSON_Delete(json);
+    }
+    align_lists_free(&lists);
+    free(directory);
+    free(config.json);
+    tokenizer_close(tokenizer);
+    return status;
+}
+
+static int command_align(Options *o, Error *error)
+{
+    TaskArgument *tasks = NULL;
+    AlignPoints p = {0};
+    Device *dev = NULL;
+    size_t count = 0;
+    int status = need_task(o, error);
+    if (!status && !o->text[OPT_MODEL] == !o->text[OPT_RUN])
+        status = error_set(error, EXIT_USAGE, "align: expected --model DIR or --run RUN, found %s",
+                           o->text[OPT_RUN] ? "both" : "neither");
+    if (!status && o->text[OPT_RUN] && o->text[OPT_PROMPT])
+        status = error_set(error, EXIT_USAGE, "--prompt: goes with --model (a run has its own)");
+    if (!status) status = parse_task_arguments(o, OPT_TASK, &tasks, &count, error);
+    if (!status && o->text[OPT_RUN]) status = align_points_of_run(o->text[OPT_RUN], tasks[0].name, &p, error);
+    if (!status && o->text[OPT_MODEL])
+        align_points_add(&p, 0, text_format("%s", o->text[OPT_MODEL]),
+                         o->text[OPT_PROMPT] ? prompt_path(o->text[OPT_PROMPT], tasks[0].name) : NULL);
+    if (!status && !(dev = device_from_options(o, error))) status = -1;
+    if (!status) status = align_with(o, dev, &p, tasks, count, error);
+    device_close(dev);
+    align_points_free(&p);
+    task_arguments_free(tasks, count);
     return status;
 }
 
@@ -7362,6 +9449,8 @@ static const struct {
      "promot train --model mt5-small --task rte=RTE --out run"},
     {"eval", FOR_EVAL, command_eval, "scores on tasks",
      "promot eval --model run/model --prompt run/prompt/rte --task rte=RTE"},
+    {"align", FOR_ALIGN, command_align, "how much of the gradient on a task is its format",
+     "promot align --run run --task rte=RTE"},
     {"pretrain", FOR_PRETRAIN, command_pretrain, "span corruption on a text",
      "promot pretrain --config config.json --train-vocab 1000 --text text.txt --out run"},
 };

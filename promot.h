@@ -160,6 +160,13 @@ void linear_backward_input(Device *dev, act_t *dx, const act_t *dy, const weight
 void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_t *x, size_t rows, size_t in,
                             size_t out, bool accumulate); /* dw = dyᵀ · x: (+=) when accumulate, else (=) */
 
+/* --- LoRA: a weight w [rows, columns] is base + scale * b · a, with a [rank, columns] and b [rows, rank]. Its gradient
+ * dw gives those of a and b by the chain rule: da = scale * bᵀ · dw, db = scale * dw · aᵀ. */
+void lora_merge_forward(Device *dev, weight_t *w, const weight_t *base, const weight_t *a, const weight_t *b,
+                        size_t rows, size_t columns, size_t rank, float scale); /* w (=) */
+void lora_backward(Device *dev, stat_t *da, stat_t *db, const stat_t *dw, const weight_t *a, const weight_t *b,
+                   size_t rows, size_t columns, size_t rank, float scale); /* da, db (+=) */
+
 /* --- the middle of the MLP. Gated gelu: a [rows, 2F] holds x·wi_0 and x·wi_1 side by side, h = gelu_tanh(a0) * a1;
  * relu: a [rows, F], h = max(a, 0). Dropout on h. h [rows, F] (=), da (=). */
 void mlp_activation_forward(Device *dev, MlpKind kind, act_t *h, const act_t *a, const Sequences *seqs, size_t d_ff,
@@ -267,6 +274,25 @@ typedef struct {
     Tensor *final_norm;
 } Stack;
 
+/* LoRA (Hu et al. 2021, arXiv 2106.09685): some matrices are W = W0 + scale * B·A, where A [rank, in] and B [out, rank]
+ * are small. What lies in the model's memory is W, so the network knows nothing of it. */
+typedef struct {
+    const Tensor *tensor;   /* W [out, in] */
+    weight_t *base, *a, *b; /* W0, A, B */
+} LoraTarget;
+
+typedef struct {
+    size_t rank, count;
+    double alpha;
+    bool rank_stabilised; /* scale is alpha / sqrt(rank) (rsLoRA); otherwise alpha / rank */
+    float scale;
+    LoraTarget *targets;        /* [count], in the order of the tensor table */
+    bool *wanted;               /* [n_tensors]: is this tensor of the table a target? */
+    size_t n_adapters, n_bases; /* elements */
+    weight_t *adapters;         /* A, then B, of each target in turn */
+    weight_t *bases;            /* W0 of each target in turn */
+} Lora;
+
 typedef struct {
     T5Config config;
     Device *dev;
@@ -276,10 +302,11 @@ typedef struct {
     Tensor *shared;    /* the embedding, [V, D] */
     Tensor *head;      /* lm_head, or shared when tied */
     Stack encoder, decoder;
+    Lora *lora; /* the adapter that is attached; NULL: none */
 } Model;
 
-int config_read(T5Config *config, const char *directory, Error *error); /* config.json; free config->json */
-/* Opens a Hugging Face directory and loads its weights. Warnings (unknown extra tensors) go to `warn`, if not NULL. */
+int config_read(T5Config *config, const char *directory, Error *error); /* config.json, or T5X; free config->json */
+/* Opens a Hugging Face or T5X directory and loads its weights. Warnings (unknown tensors) go to `warn`, if not NULL. */
 Model *model_open(const char *directory, Device *dev, void (*warn)(const char *text), Error *error);
 /* A new model, initialised as T5X does (network.py): embedding N(0,1), matrices fan-in normal. */
 Model *model_create(const char *config_file, Device *dev, uint64_t seed, Error *error);
@@ -314,6 +341,21 @@ typedef struct {
     int32_t *memory;                                                        /* device: holds all of the above */
     size_t capacity;                                                        /* of memory, in elements */
 } Batch;
+
+/* ================================================================================================================
+ * The engine: LoRA (chapter 4). An adapter that is attached to a model is freed with it. */
+
+/* A new one, as PEFT makes it: A uniform, B zero. targets: names of modules between commas, "q,v", matched as PEFT's
+ * target_modules ("SelfAttention.q" is one too), or "all-linear": every matrix of every layer. */
+int lora_create(Model *model, const char *targets, size_t rank, double alpha, uint64_t seed, Error *error);
+int lora_open(Model *model, const char *directory, Error *error); /* a PEFT adapter */
+int lora_write(const Model *model, const char *directory, const char *base_model, Error *error);
+void lora_merge(const Model *model);   /* W = W0 + scale * B·A: after A, B or W0 changed */
+void lora_unmerge(const Model *model); /* W = W0: the model without its adapter, until the next lora_merge */
+void lora_detach(Model *model);        /* unmerges and frees it; nothing happens where none is attached */
+/* The bytes that an adapter adds to a model: itself, the copies W0 of its targets and, when it is trained, its
+ * gradients and moments. 0 and an error when the targets are none. */
+size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool trained, Error *error);
 
 /* ================================================================================================================
  * The engine: Adafactor (chapter 5) */
@@ -356,6 +398,66 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
            const DecodeSettings *settings, Hypothesis *out, void (*progress)(void *context, size_t done, size_t count),
            void *context, Error *error);
 void hypotheses_free(Hypothesis *hypotheses, size_t count);
+
+/* ================================================================================================================
+ * The engine: analysis (chapter 9) */
+
+/* The parts of a model for which gradients are compared. Every tensor belongs to one of them; TOTAL is all tensors of
+ * the model together; the soft prompts are apart, for they are no weights. */
+#define MODULES(X)                                                                                                     \
+    X(ENCODER_SELF_ATTENTION, "encoder.SelfAttention")                                                                 \
+    X(ENCODER_MLP, "encoder.DenseReluDense")                                                                           \
+    X(ENCODER_NORMS, "encoder.norms")                                                                                  \
+    X(DECODER_SELF_ATTENTION, "decoder.SelfAttention")                                                                 \
+    X(DECODER_CROSS_ATTENTION, "decoder.EncDecAttention")                                                              \
+    X(DECODER_MLP, "decoder.DenseReluDense")                                                                           \
+    X(DECODER_NORMS, "decoder.norms")                                                                                  \
+    X(RELATIVE_BIAS, "relative_attention_bias")                                                                        \
+    X(SHARED, "shared")                                                                                                \
+    X(LM_HEAD, "lm_head")                                                                                              \
+    X(TOTAL, "total")                                                                                                  \
+    X(PROMPT, "prompt")
+
+typedef enum {
+#define X(id, name) MODULE_##id,
+    MODULES(X)
+#undef X
+        N_MODULES
+} Module;
+
+const char *module_name(Module module);
+Module tensor_module(const char *tensor_name); /* of a tensor of the tensor table */
+
+/* Two gradients, of the full task and of its format only, module by module. */
+typedef struct {
+    double dot[N_MODULES];           /* <full, format> */
+    double full_square[N_MODULES];   /* |full|^2 */
+    double format_square[N_MODULES]; /* |format|^2 */
+} Alignment;
+
+double alignment_cosine(const Alignment *alignment, Module module); /* NAN where a gradient is zero or absent */
+
+/* Compares the gradients of two lists of `count` examples: full[i] and format[i] have the same input and (usually)
+ * different targets. Each gradient is that of the loss summed over its whole list, without dropout; micro: so many
+ * examples at a time (0: all), which changes the memory only. prompts NULL: none are attached, whatever the examples
+ * say. For the spread over batches, call it for each slice of the lists. */
+int alignment(const Model *model, const Prompts *prompts, const TokenExample *full, const TokenExample *format,
+              size_t count, size_t micro, const LossSettings *loss, Alignment *out, Error *error);
+/* The bytes that it takes, beside the model and the prompts. */
+size_t alignment_bytes(const Model *model, const Prompts *prompts, const TokenExample *full, const TokenExample *format,
+                       size_t count, size_t micro);
+
+/* Targets for the format-only data: pure functions of (seed, i). Which of n_labels label words example i gets, each
+ * equally likely, the true one among them; or, for tasks without label words, which other one of `count` examples lends
+ * example i its target (with count 1: its own). */
+size_t random_label(uint64_t seed, size_t i, size_t n_labels);
+size_t random_other_example(uint64_t seed, size_t i, size_t count);
+
+/* Is an answer (as task_postprocess leaves it) one of the label words of `target`, the task that was trained? A target
+ * without label words has no format that could be told so: false for every answer, and the ratio is not a number. */
+bool is_in_format(const Task *target, const char *answer);
+/* The percentage of answers in the format of any of the targets; NAN: undefined. */
+double format_ratio(const Task *const *targets, size_t n_targets, const char *const *answers, size_t count);
 
 /* ================================================================================================================
  * The command line (chapter 10). Returns the exit status. */

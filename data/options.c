@@ -35,6 +35,11 @@ int option_check(const Option *option, const char *value, Error *error)
     return 0;
 }
 
+static bool is_list(const Option *option)
+{
+    return option->kind == LIST || option->kind == WORDS;
+}
+
 static bool is_taken(const Options *o, size_t id)
 {
     return (o->table[id].commands & o->which) != 0;
@@ -86,7 +91,7 @@ static int take_value(Options *o, size_t id, const char *value, Error *error)
     if (option_check(&o->table[id], value, error)) return -1;
     o->text[id] = value;
     o->given[id] = true;
-    if (o->table[id].kind != LIST) return 0;
+    if (!is_list(&o->table[id])) return 0;
     grown = realloc(o->list[id], (o->n_list[id] + 1) * sizeof *grown);
     if (!grown) return error_set(error, EXIT_FAILED, "--%s: no memory", o->table[id].name);
     grown[o->n_list[id]++] = value;
@@ -111,6 +116,8 @@ int options_parse(Options *o, int argc, char **argv, Error *error)
         if (o->table[id].kind != FLAG && !equals && a + 1 == argc)
             return error_set(error, EXIT_USAGE, "--%s: expected a value (%s)", name, o->table[id].argument);
         if (take_value(o, id, o->table[id].kind == FLAG ? "true" : equals ? equals + 1 : argv[++a], error)) return -1;
+        while (o->table[id].kind == WORDS && a + 1 < argc && strncmp(argv[a + 1], "--", 2) != 0)
+            if (take_value(o, id, argv[++a], error)) return -1;
     }
     return 0;
 }
@@ -174,7 +181,7 @@ void options_record(const Options *o, bool (*skip)(size_t id), cJSON *into)
 {
     for (size_t i = 0; i < o->count; i++) {
         if (!is_taken(o, i) || skip(i)) continue;
-        if (o->table[i].kind == LIST)
+        if (is_list(&o->table[i]))
             cJSON_AddItemToObject(into, o->table[i].name, cJSON_CreateStringArray(o->list[i], (int)o->n_list[i]));
         else if (o->text[i])
             cJSON_AddStringToObject(into, o->table[i].name, o->text[i]);
@@ -212,7 +219,7 @@ int options_recall(Options *o, bool (*skip)(size_t id), const cJSON *recorded, c
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(recorded, option->name);
         const char *text = cJSON_IsString(item) ? item->valuestring : NULL;
         if (!is_taken(o, i) || skip(i)) continue;
-        if (option->kind == LIST) {
+        if (is_list(option)) {
             if (recall_list(o, i, item, path, error)) return -1;
             continue;
         }

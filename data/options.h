@@ -8,7 +8,8 @@
 
 #include "error.h"
 
-typedef enum { FLAG, WHOLE, REAL, TEXT, CHOICE, LIST } OptionKind; /* LIST: may be given several times */
+/* LIST: may be given several times; WORDS: takes all words up to the next option, and may be given several times. */
+typedef enum { FLAG, WHOLE, REAL, TEXT, CHOICE, LIST, WORDS } OptionKind;
 
 /* A row of the table. One name may have several rows, for different commands. */
 typedef struct {
@@ -20,7 +21,7 @@ typedef struct {
     const char *argument, *help; /* argument: what stands for the value in the help; of a CHOICE "a|b|c" */
 } Option;
 
-enum { MAX_OPTIONS = 128 };
+enum { MAX_OPTIONS = 160 };
 
 /* The options of one call. Values are checked when they are parsed, so the functions below cannot fail. */
 typedef struct {
@@ -30,7 +31,7 @@ typedef struct {
     unsigned which;                /* the command's bit */
     const char *text[MAX_OPTIONS]; /* NULL: not given, and no default */
     bool given[MAX_OPTIONS];
-    const char **list[MAX_OPTIONS]; /* of a LIST */
+    const char **list[MAX_OPTIONS]; /* of a LIST or WORDS */
     size_t n_list[MAX_OPTIONS];
 } Options;
 

@@ -11,7 +11,9 @@ beam search (t5x/decoding.py). Each of these is checked here before it is believ
   - transformers' beam search against a plain one.
 All models are random and tiny. Seeds are fixed; versions are written to VERSIONS.txt.
 
-    python tests/reference.py [--shared ../shared/data]      needs numpy, torch, transformers, safetensors
+tests/golden/lora/ holds the same for LoRA: adapters written by peft, and peft's own forward and backward passes.
+
+    python tests/reference.py [--shared ../shared/data]      needs numpy, torch, transformers, peft, safetensors
 """
 import argparse
 import contextlib
@@ -23,6 +25,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import peft
 import safetensors
 import torch
 import transformers
@@ -32,6 +35,7 @@ from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 GOLDEN = Path("tests/golden/model")
+LORA_GOLDEN = Path("tests/golden/lora")
 PAD, EOS = 0, 1
 KEPT = 176  # of a larger tensor, evenly spread elements are kept (see `thin`)
 
@@ -586,13 +590,13 @@ def thin(array):
     return n, array.reshape(-1)[::n].astype(np.float32)
 
 
-def write_expected(name, tensors):
+def write_expected(name, tensors, golden=GOLDEN):
     """Tensor T is stored as "n/T": every n-th of its elements in row-major order."""
     out = {}
     for key, array in tensors.items():
         n, kept = thin(np.asarray(array))
         out[f"{n}/{key}"] = kept
-    save_file(out, GOLDEN / f"{name}.expected.safetensors")
+    save_file(out, golden / f"{name}.expected.safetensors")
 
 
 def options_of(settings):
@@ -650,6 +654,15 @@ STEPS = {
     "factored.finetune": ("factored", *RAGGED, 0, "model", 0, optimizer(1e-3, True)),
     "factored.finetune_late": ("factored", *RAGGED, 2, "model", 10 ** 6, optimizer(1e-3, True, 1e-5)),
     "factored.tune_prompt": ("factored", *RAGGED, 131, "prompt", 0, optimizer(0.2, False, 1e-5)),
+}
+
+
+# Gradient alignment. name: model, input lengths, label lengths of the full task and of the format, prompt rows, loss
+ALIGNMENTS = {
+    "mt5_odd.align": ("mt5_odd", *RAGGED, (2, 5, 3, 6), 0, loss_settings(0.1)),
+    "mt5_odd.align_prompt": ("mt5_odd", (3, 6, 1), (4, 2, 7), (4, 2, 7), 5, loss_settings()),
+    "t5_tied.align": ("t5_tied", *RAGGED, (3, 4, 1, 7), 0, loss_settings()),
+    "t5_tied.align_prompt": ("t5_tied", (6, 3), (2, 5), (1, 5), 3, loss_settings(0.1, 0.0)),
 }
 
 
@@ -715,6 +728,143 @@ def write_prompt(path, prompt, form):
                   num_transformer_submodules=2, num_virtual_tokens=rows, peft_type="PROMPT_TUNING",
                   prompt_tuning_init="RANDOM", prompt_tuning_init_text=None, task_type="SEQ_2_SEQ_LM", token_dim=width)
     (path / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def module_of(name):
+    """The part of the model that a parameter of transformers belongs to."""
+    part, words = name.split(".")[0], name.split(".")
+    if name == "prompt" or part in ("shared", "lm_head"):
+        return part
+    if words[-2] == "relative_attention_bias":
+        return words[-2]
+    if words[-2].endswith("layer_norm"):
+        return part + ".norms"
+    return f"{part}.{words[-3]}"  # stack.block.3.layer.0.SelfAttention.q.weight
+
+
+def alignment(full, format):
+    """For each module, and for the model in total (the prompt apart): <full, format>, the two norms and the cosine."""
+    groups = {"total": [k for k in full if k != "prompt"]}
+    for k in full:
+        groups.setdefault(module_of(k), []).append(k)
+    out = {}
+    for module, names in groups.items():
+        a, b = (np.concatenate([g[k].ravel() for k in names]) for g in (full, format))
+        norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+        out[module] = dict(dot=float(a @ b), full=norms[0], format=norms[1], cosine=float(a @ b) / norms[0] / norms[1])
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# LoRA
+
+# name: model, rank, alpha, more of peft's LoraConfig, how large B is (0: as it begins), prompt rows, the learning rate of
+# the ten steps, and in which of them what is trained: A and B, or the model beside them.
+LORAS = {
+    "mt5_odd.q_v": ("mt5_odd", 3, 5, dict(target_modules=["q", "v"]), 0.5, 0, 0.02, "adapter"),
+    "mt5_odd.fresh": ("mt5_odd", 4, 32, dict(target_modules=["q", "v"]), 0.0, 0, 0.01, "adapter"),
+    "t5_tied.all": ("t5_tied", 5, 8, dict(target_modules="all-linear"), 0.3, 3, 0.01, "adapter"),
+    "deep_decoder.cross_mlp": ("deep_decoder", 2, 3, dict(target_modules=r".*(EncDecAttention\.(k|o)|wi_1)",
+                                                          use_rslora=True), 0.5, 0, 0.02, "adapter"),
+    "factored.wide": ("factored", 131, 16, dict(target_modules=r"encoder.*wo"), 0.05, 0, 0.01, "adapter"),
+    "mt5_odd.second_stage": ("mt5_odd", 3, 5, dict(target_modules=["q", "v", "wi_0"]), 0.5, 0, 1e-3, "model"),
+    "factored.second_stage": ("factored", 2, 4, dict(target_modules=["q", "wi", "wo"]), 0.3, 2, 1e-3, "model"),
+}
+
+
+def plain_name(name):
+    """Names without what peft puts into them: the wrapped layer's own, and the adapter's."""
+    return name.replace(".base_layer", "").replace(".default", "")
+
+
+def lora_weights(model, rank, alpha, options, b_size, rng):
+    """Wraps the model's matrices, in place, with A and B that are single-precision numbers."""
+    config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=rank, lora_alpha=alpha, **options)
+    wrapped = peft.get_peft_model(model, config)
+    for name, p in model.named_parameters():
+        p.requires_grad_(True)
+        if ".lora_" in name:
+            size = p.shape[1] ** -0.5 if ".lora_A" in name else b_size * rank ** -0.5
+            p.data = torch.tensor((size * rng.uniform(-1, 1, tuple(p.shape))).astype(np.float32), dtype=torch.float64)
+    return wrapped
+
+
+def merged_weights(model, weights, scale):
+    """W0 + scale * B·A by this file."""
+    state = {plain_name(k): v.numpy() for k, v in model.state_dict().items()}
+    merged = {k: v.astype(np.float64) for k, v in weights.items()}
+    for key in [k for k in state if ".lora_A" in k]:
+        a, b = state[key], state[key.replace(".lora_A", ".lora_B")]
+        merged[key.replace(".lora_A", "")] = merged[key.replace(".lora_A", "")] + scale * b @ a
+    return merged
+
+
+def lora_run(model, batch, loss, trained, steps, settings, precision=torch.float64):
+    """adafactor_run, of A and B or of all others."""
+    with restored(model):
+        model.to(precision)
+        batch = torch_batch(batch, precision)
+        trained = {k: p for k, p in model.named_parameters() if (".lora_" in k) == (trained == "adapter")}
+        states, losses = {k: {} for k in trained}, []
+        for i in range(steps):
+            result = loss_and_gradients(model, batch, loss)
+            losses.append(result["loss"])
+            for k, p in trained.items():
+                new = adafactor_step(p.detach().numpy().astype(np.float64), result["gradients"][k].astype(np.float64),
+                                     states[k], i, **settings)
+                p.data = torch.tensor(new, dtype=precision)
+        return losses, {plain_name(k): p.detach().numpy().astype(np.float64) for k, p in trained.items()}
+
+
+def lora_case(name, model_name, rank, alpha, options, b_size, prompt_rows, lr, trained, say):
+    """The first loss, logits and gradients of A and B, and ten steps. Returns its line of cases.txt."""
+    rng = np.random.default_rng([zlib.crc32(name.encode()), 1])
+    weights, loss = load_file(GOLDEN / model_name / "model.safetensors"), loss_settings(0.1)
+    model, c = load_model(GOLDEN / model_name), config_of(model_name)
+    wrapped = lora_weights(model, rank, alpha, options, b_size, rng)
+    scale = alpha / (math.sqrt(rank) if options.get("use_rslora") else rank)
+    settings = optimizer(lr, trained == "model", 1e-4 if trained == "model" else 0.0)
+    doubt, seed = (1, ""), 0
+    while doubt[0] > 1e-4:  # as in Writer.steps
+        batch = make_batch(np.random.default_rng([zlib.crc32(name.encode()), 2, seed]), c["vocab_size"], *RAGGED,
+                           prompt_rows and (prompt_rows, c["d_model"]))
+        before = {plain_name(k): p.detach().numpy().copy() for k, p in model.named_parameters()}
+        losses, after = lora_run(model, batch, loss, trained, 10, settings)
+        rounded = lora_run(model, batch, loss, trained, 10, settings, torch.float32)[1]
+        moved = {k: p - before[k] for k, p in after.items()}
+        doubt = max((np.linalg.norm(rounded[k] - after[k]) / max(np.linalg.norm(moved[k]), 1e-30), k) for k in moved)
+        seed += 1
+    result = loss_and_gradients(model, torch_batch(batch), loss)
+    plain = plain_of(model, merged_weights(model, weights, scale), c)
+    check_against_plain(plain, batch, result)
+    gradients = {plain_name(k): g for k, g in result["gradients"].items() if ".lora_" in k}
+    with restored(model):
+        check_gradients(model, torch_batch(batch), loss, result["gradients"], np.random.default_rng(1))
+    save_file(batch, LORA_GOLDEN / f"{name}.batch.safetensors")
+    write_expected(name, dict(loss=np.array([result["loss"]]), logits=result["logits"], losses=np.array(losses),
+                              **{"grad/" + k: g for k, g in gradients.items()},
+                              **{"moved/" + k: m for k, m in moved.items()}), LORA_GOLDEN)
+    wrapped.float().save_pretrained(LORA_GOLDEN / f"{name}.adapter")
+    (LORA_GOLDEN / f"{name}.adapter" / "README.md").unlink()
+    file = LORA_GOLDEN / f"{name}.adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    if isinstance(config["target_modules"], list):  # peft keeps a set, whose order is another in every run
+        config["target_modules"].sort()
+    file.write_text(json.dumps(config, indent=2, sort_keys=True))
+    say(f"lora {name}: loss {losses[0]:.3f} to {losses[-1]:.3f}, float32 is {doubt[0]:.1e} away in {doubt[1]}")
+    return f"{trained} {name} {model_name} {lr} {settings['weight_decay']}"
+
+
+def write_loras(say):
+    shutil.rmtree(LORA_GOLDEN, ignore_errors=True)
+    LORA_GOLDEN.mkdir()
+    lines = [lora_case(name, *case, say) for name, case in LORAS.items()]
+    (LORA_GOLDEN / "cases.txt").write_text("".join(line + "\n" for line in lines))
+    (LORA_GOLDEN / "VERSIONS.txt").write_text(
+        f"python {platform.python_version()}\ntorch {torch.__version__}\ntransformers {transformers.__version__}\n"
+        f"peft {peft.__version__}\nnumpy {np.__version__}\nsafetensors {safetensors.__version__}\n")
+    for file in LORA_GOLDEN.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
 
 
 class Writer:
@@ -801,6 +951,24 @@ class Writer:
         weights = {k: v.detach().numpy() for k, v in model.state_dict().items()}
         self.check_and_write_dump(f"published {name} {directory}", name, model, weights, config, batch, settings)
 
+    def align(self, name, model_name, inputs, labels, format_labels, prompt_rows, settings):
+        """Two batches of the same inputs with different targets: the gradients of both, module by module."""
+        model, vocabulary = self.model(model_name)[0], config_of(model_name)["vocab_size"]
+        full = self.batch(name, model_name, inputs, labels, prompt_rows)
+        other = make_batch(np.random.default_rng([zlib.crc32(name.encode()), 1]), vocabulary, inputs, format_labels,
+                           dtype=full["labels"].dtype)
+        format_only = {**full, "labels": other["labels"]}
+        save_file(format_only, GOLDEN / f"{name}.format.safetensors")
+        gradients = [loss_and_gradients(model, torch_batch(batch), settings)["gradients"]
+                     for batch in (full, format_only)]
+        for batch, g in zip((full, format_only), gradients):
+            with restored(model):
+                check_gradients(model, torch_batch(batch), settings, g, np.random.default_rng(1))
+        found = alignment(*gradients)
+        (GOLDEN / f"{name}.expected.json").write_text(json.dumps(found, indent=1) + "\n")
+        self.lines.append(f"align {name} {model_name} {options_of(settings)}")
+        self.say(f"{self.lines[-1]}: " + ", ".join(f"{k} {v['cosine']:.3f}" for k, v in found.items()))
+
     @torch.no_grad()
     def decode(self, name, model_name, prompt_rows, form, count, beams, longest, rule):
         model, c = self.model(model_name)[0], config_of(model_name)
@@ -847,12 +1015,15 @@ def main():
         writer.shared_dump(name, case[0], shared, *case[1:])
     for name, case in STEPS.items():
         writer.steps(name, *case)
+    for name, case in ALIGNMENTS.items():
+        writer.align(name, *case)
     for name, case in DECODES.items():
         writer.decode(name, *case)
     (GOLDEN / "VERSIONS.txt").write_text(
         f"python {platform.python_version()}\ntorch {torch.__version__}\ntransformers {transformers.__version__}\n"
         f"numpy {np.__version__}\nsafetensors {safetensors.__version__}\n")
     (GOLDEN / "cases.txt").write_text("".join(line + "\n" for line in writer.lines))
+    write_loras(writer.say)
 
 
 if __name__ == "__main__":

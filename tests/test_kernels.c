@@ -416,6 +416,89 @@ static void test_rmsnorm_differences(void)
 }
 #endif
 
+/* -------------------------------------------------------------------------------------------------------------- LoRA */
+
+/* Both kernels against their formulas; da and db are added to. 67 ranks are more than one piece of a row of db. */
+static void check_lora(size_t rows, size_t columns, size_t rank)
+{
+    const float scale = 1.75f;
+    const size_t n = rows * columns, na = rank * columns, nb = rows * rank;
+    Device *dev = kernel_device(2);
+    real_t *base = numbers(n, 1), *a = numbers(na, 2), *b = numbers(nb, 3), *dw = numbers(n, 4), *w = numbers(n, 5);
+    real_t *da = numbers(na, 6), *db = numbers(nb, 7);
+    double *merged = allocate(n * sizeof *merged), *da_spec = allocate(na * sizeof *da_spec),
+           *db_spec = allocate(nb * sizeof *db_spec);
+    for (size_t i = 0; i < na; i++) da_spec[i] = da[i];
+    for (size_t i = 0; i < nb; i++) db_spec[i] = db[i];
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < columns; j++) {
+            merged[i * columns + j] = base[i * columns + j];
+            for (size_t k = 0; k < rank; k++) {
+                merged[i * columns + j] += scale * (double)b[i * rank + k] * a[k * columns + j];
+                da_spec[k * columns + j] += scale * (double)b[i * rank + k] * dw[i * columns + j];
+                db_spec[i * rank + k] += scale * (double)dw[i * columns + j] * a[k * columns + j];
+            }
+        }
+    lora_merge_forward(dev, w, base, a, b, rows, columns, rank, scale);
+    lora_backward(dev, da, db, dw, a, b, rows, columns, rank, scale);
+    check_all_near("w", w, merged, n, 4 * TOLERANCE);
+    check_all_near("da", da, da_spec, na, 4 * TOLERANCE);
+    check_all_near("db", db, db_spec, nb, 4 * TOLERANCE);
+    free(base), free(a), free(b), free(dw), free(w), free(da), free(db), free(merged), free(da_spec), free(db_spec);
+    device_close(dev);
+}
+
+/* Up to 200 terms of size 1 cancel here, and what is left of them is measured: four times the tolerance. */
+static void test_lora(void)
+{
+    static const size_t rows[] = {1, 5, 16, 33}, columns[] = {1, 7, 64, 131, 200}, ranks[] = {1, 3, 4, 8, 67};
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+        for (size_t c = 0; c < sizeof columns / sizeof *columns; c++)
+            for (size_t k = 0; k < sizeof ranks / sizeof *ranks; k++) check_lora(rows[r], columns[c], ranks[k]);
+}
+
+/* A and B are thin, but the merged weights are whole: they do not lose bits where matrices are multiplied in bf16. */
+static void test_lora_is_exact_in_bf16(void)
+{
+    enum { ROWS = 9, COLUMNS = 40, RANK = 3 };
+    Error error = {0};
+    Device *dev = device_has_bf16() ? device_open(1, MATMUL_BF16, &error) : NULL, *exact = kernel_device(1);
+    real_t *base = numbers(ROWS * COLUMNS, 1), *a = numbers(RANK * COLUMNS, 2), *b = numbers(ROWS * RANK, 3);
+    real_t w[2][ROWS * COLUMNS];
+    if (dev) {
+        lora_merge_forward(exact, w[0], base, a, b, ROWS, COLUMNS, RANK, 0.5f);
+        lora_merge_forward(dev, w[1], base, a, b, ROWS, COLUMNS, RANK, 0.5f);
+        CHECK(memcmp(w[0], w[1], sizeof w[0]) == 0, "the bits differ");
+    }
+    free(base), free(a), free(b);
+    device_close(dev);
+    device_close(exact);
+    if (!dev) SKIP("this processor does not multiply bf16");
+}
+
+#ifdef PROMOT_DOUBLE
+static void test_lora_differences(void)
+{
+    enum { ROWS = 6, COLUMNS = 11, RANK = 3, N = ROWS * COLUMNS, NA = RANK * COLUMNS, NB = ROWS * RANK };
+    Device *dev = kernel_device(1);
+    real_t *base = numbers(N, 1), *a = numbers(NA, 2), *b = numbers(NB, 3), *dw = numbers(N, 4), w[N];
+    real_t da[NA] = {0}, db[NB] = {0};
+    lora_backward(dev, da, db, dw, a, b, ROWS, COLUMNS, RANK, 0.7f);
+    for (int i = 0; i < NA + NB; i++) {
+        real_t *moved = i < NA ? a + i : b + i - NA, at = *moved;
+        *moved = at + DIFFERENCE;
+        lora_merge_forward(dev, w, base, a, b, ROWS, COLUMNS, RANK, 0.7f);
+        double up = weighted_sum(w, dw, N);
+        *moved = at - DIFFERENCE;
+        lora_merge_forward(dev, w, base, a, b, ROWS, COLUMNS, RANK, 0.7f);
+        *moved = at;
+        CHECK_NEAR(i < NA ? da[i] : db[i - NA], (up - weighted_sum(w, dw, N)) / (2 * DIFFERENCE), DIFFERENCE_TOLERANCE);
+    }
+    free(base), free(a), free(b), free(dw);
+    device_close(dev);
+}
+#endif
+
 /* ---------------------------------------------------------------------------------------------- middle of the MLP */
 
 static double gelu_spec(double a)
@@ -1186,6 +1269,9 @@ static size_t run_everything(int threads, real_t *out)
         else
             adafactor_update_rows(dev, weights, g, index, TALL - 3, &m, whole, TALL, WIDE, &s);
     }
+    real_t *merged = TAKE(TALL * WIDE), *da = TAKE(5 * WIDE), *db = TAKE(5 * TALL);
+    lora_merge_forward(dev, merged, p, a, a + 5 * WIDE, TALL, WIDE, 5, 0.5f);
+    lora_backward(dev, da, db, g, a, a + 5 * WIDE, TALL, WIDE, 5, 0.5f);
     const double dot = dot_product(dev, p, g, TALL * WIDE);
     memcpy(TAKE(2), &dot, sizeof dot); /* all its bits */
 #undef TAKE
@@ -1225,6 +1311,8 @@ static const Test tests[] = {
     {"dropout_and_residual", test_dropout_and_residual},
     {"dropout_micro_batches", test_dropout_micro_batches},
     {"rmsnorm", test_rmsnorm},
+    {"lora", test_lora},
+    {"lora_is_exact_in_bf16", test_lora_is_exact_in_bf16},
     {"gelu_values", test_gelu_values},
     {"mlp_activation", test_mlp_activation},
     {"relu_keeps_nan", test_relu_keeps_nan},
@@ -1249,6 +1337,7 @@ static const Test tests[] = {
     {"threads_do_not_matter", test_threads_do_not_matter},
 #ifdef PROMOT_DOUBLE
     {"rmsnorm_differences", test_rmsnorm_differences},
+    {"lora_differences", test_lora_differences},
     {"mlp_differences", test_mlp_differences},
     {"loss_differences", test_loss_differences},
 #endif

@@ -343,7 +343,7 @@ static void trainer_open_dense(Trainer *trainer, const World *w, const Stage *st
     Error error = {0};
     GradientPlan plan = {.model = true, .n_touched = w->model->config.vocab_size};
     memset(trainer, 0, sizeof *trainer);
-    CHECK(adafactor_create(&trainer->adafactor, w->model, &w->prompts, &stage->model, NULL, &error) == 0, "%s",
+    CHECK(adafactor_create(&trainer->adafactor, w->model, &w->prompts, &stage->model, NULL, NULL, &error) == 0, "%s",
           error.text);
     device_free(trainer->adafactor.row_squares);
     trainer->adafactor.row_squares = NULL;
@@ -351,6 +351,7 @@ static void trainer_open_dense(Trainer *trainer, const World *w, const Stage *st
           error.text);
     trainer->grads.finished = adafactor_update_tensor;
     trainer->grads.context = &trainer->adafactor;
+    trainer->plan = plan;
 }
 
 static bool was_touched(const World *w, int32_t id)
@@ -723,7 +724,7 @@ static void test_what_is_factored(void)
               !is_factored(1, 4096, true),
           "sides");
     if (!world_open(&w, &LARGE, 1)) return;
-    CHECK(adafactor_create(&a, w.model, &w.prompts, &settings, NULL, &error) == 0, "%s", error.text);
+    CHECK(adafactor_create(&a, w.model, &w.prompts, &settings, NULL, NULL, &error) == 0, "%s", error.text);
     for (size_t t = 0; t < w.model->n_tensors; t++) {
         const Tensor *tensor = &w.model->tensors[t];
         bool factored = tensor->rows >= 128 && tensor->columns >= 128;
@@ -732,7 +733,7 @@ static void test_what_is_factored(void)
     CHECK(!a.moments[w.model->n_tensors].whole && a.row_squares != NULL, "prompts that are not trained");
     adafactor_free(&a);
     settings.weight_decay = 1e-5; /* reaches every row */
-    CHECK(adafactor_create(&a, w.model, &w.prompts, &settings, &settings, &error) == 0, "%s", error.text);
+    CHECK(adafactor_create(&a, w.model, &w.prompts, &settings, &settings, NULL, &error) == 0, "%s", error.text);
     CHECK(!a.row_squares && a.moments[w.model->n_tensors + 1].whole, "with weight decay");
     adafactor_free(&a);
     world_close(&w);
@@ -943,12 +944,6 @@ static bool reassembles(const Corpus *corpus, const Document *document, const To
            e->input[e->input_length - 1] == corpus->eos;
 }
 
-static void example_free(TokenExample *e)
-{
-    free((int32_t *)e->input);
-    free((int32_t *)e->target);
-}
-
 static void test_span_corruption(void)
 {
     Error error = {0};
@@ -975,7 +970,7 @@ static void test_span_corruption(void)
             CHECK(e.input[0] == ids[0], "starts with text");
             CHECK(e.input[e.input_length - 2] == tokenizer_sentinel(tokenizer, (int)spans - 1), "ends with a sentinel");
             CHECK(e.prompt == -1, "no prompt");
-            example_free(&e);
+            token_example_free(&e);
         }
     /* Three spans hide 9 tokens of 60, the last of them always at the end; the two others may lie anywhere before. */
     for (uint64_t key = 0; key < 4000; key++) {
@@ -1032,7 +1027,7 @@ static void test_answers_in_a_corpus(void)
         CHECK(e.input[e.input_length - 2] == tokenizer_sentinel(tokenizer, (int)spans - 1),
               "the last answer is hidden");
         one += hidden == 1, several += hidden > 1;
-        example_free(&e);
+        token_example_free(&e);
     }
     /* Half of the time the last alone, and of the other half 0.16: 0.58 of 300 = 174, deviation 9. */
     CHECK(one > 125 && one < 225 && several == 300 - one, "%zu with one answer, %zu with several", one, several);
@@ -1053,53 +1048,111 @@ static void test_answers_in_a_corpus(void)
 
 /* ------------------------------------------------------------------------------------------------- drawing the examples */
 
-static void test_shuffle(void)
+static void test_permuted(void)
 {
-    size_t order[40], again[40], at_first[5] = {0};
-    for (uint64_t key = 0; key < 50; key++) {
-        bool seen[40] = {false};
-        shuffle(order, 40, key);
-        for (size_t i = 0; i < 40; i++) {
-            CHECK(order[i] < 40 && !seen[order[i]], "key %zu: no permutation", (size_t)key);
-            if (order[i] < 40) seen[order[i]] = true;
+    static const size_t counts[] = {1, 2, 3, 4, 5, 16, 17, 40, 255, 256, 257};
+    size_t at_first[5] = {0};
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)
+        for (uint64_t key = 0; key < 50; key++) {
+            bool seen[257] = {false};
+            for (size_t i = 0; i < counts[c]; i++) {
+                size_t at = permuted(i, counts[c], key);
+                CHECK(at < counts[c] && !seen[at], "key %zu of %zu: no permutation", (size_t)key, counts[c]);
+                if (at < counts[c]) seen[at] = true;
+            }
         }
-        shuffle(again, 40, key);
-        CHECK(memcmp(order, again, sizeof order) == 0, "the same key, another order");
-        shuffle(again, 40, key + 1);
-        CHECK(memcmp(order, again, sizeof order) != 0, "another key, the same order");
+    for (uint64_t key = 0; key < 50; key++) {
+        bool same = true;
+        for (size_t i = 0; i < 40; i++) same &= permuted(i, 40, key) == permuted(i, 40, key + 1);
+        CHECK(!same, "another key, the same order");
     }
-    for (uint64_t key = 0; key < 5000; key++) {
-        shuffle(order, 5, key);
-        at_first[order[0]]++;
-    }
+    for (uint64_t key = 0; key < 5000; key++) at_first[permuted(0, 5, key)]++;
     for (size_t i = 0; i < 5; i++)
         CHECK(at_first[i] > 840 && at_first[i] < 1160, "%zu comes first %zu times of 5000", i,
               at_first[i]); /* 1000, 6 deviations of 28 */
-    shuffle(order, 1, 3);
-    CHECK(order[0] == 0, "of one");
+    CHECK(permuted(14999999, 15000000, 7) < 15000000, "of fifteen million");
+}
+
+/* A stream of `count` examples that needs no file: all of them are in its cache. */
+static TaskStream cached_stream(size_t count)
+{
+    TaskStream stream = {.count = count, .cache = calloc(CACHE_PLACES, sizeof *stream.cache)};
+    for (size_t i = 0; i < count; i++)
+        stream.cache[i] = (TokenExample){.input = calloc(1, sizeof(int32_t)),
+                                         .target = calloc(1, sizeof(int32_t)),
+                                         .input_length = 1,
+                                         .target_length = 1,
+                                         .prompt = (int)count,
+                                         .number = i};
+    return stream;
+}
+
+/* Example `position`: its number, and in *of the size of the task that it came from. */
+static size_t number_at(Source *source, size_t position, int *of)
+{
+    TokenExample e = {0};
+    Error error;
+    size_t number;
+    CHECK(source_get(source, position, &e, &error) == 0, "no example");
+    number = e.number;
+    if (of) *of = e.prompt;
+    token_example_free(&e);
+    return number;
 }
 
 /* Every epoch holds every example once, in an order of its own, and may be entered anywhere. */
 static void test_epochs(void)
 {
     enum { COUNT = 7, EPOCHS = 4 };
-    TokenExample examples[COUNT];
-    int orders[EPOCHS][COUNT];
-    Source source = {.count = COUNT, .examples = examples, .key = 5}, other = source;
-    for (size_t i = 0; i < COUNT; i++) examples[i] = (TokenExample){.prompt = (int)i};
+    size_t orders[EPOCHS][COUNT];
+    TaskStream stream = cached_stream(COUNT);
+    Part part = {.stream = &stream, .count = COUNT, .share = 1}, again = part;
+    Source source = {.parts = &part, .n_parts = 1, .key = 5}, other = {.parts = &again, .n_parts = 1, .key = 5};
     for (size_t e = 0; e < EPOCHS; e++) {
         unsigned seen = 0;
         for (size_t i = 0; i < COUNT; i++) {
-            orders[e][i] = source_get(&source, e * COUNT + i).prompt;
+            orders[e][i] = number_at(&source, e * COUNT + i, NULL);
             seen |= 1u << orders[e][i];
         }
         CHECK(seen == (1u << COUNT) - 1, "epoch %zu leaves one out", e);
         CHECK(e == 0 || memcmp(orders[e], orders[e - 1], sizeof orders[e]) != 0, "epoch %zu is like the one before", e);
     }
-    CHECK(source_get(&other, 2 * COUNT + 3).prompt == orders[2][3] && source_get(&other, 3).prompt == orders[0][3],
+    CHECK(number_at(&other, 2 * COUNT + 3, NULL) == orders[2][3] && number_at(&other, 3, NULL) == orders[0][3],
           "entered in the middle");
-    free(source.order);
-    free(other.order);
+    stream_free(&stream);
+}
+
+/* Two tasks of 5 and 20 examples: drawn by their shares, each in whole epochs, the same from wherever it is entered. */
+static void test_mixture(void)
+{
+    enum { DRAWN = 5000 };
+    TaskStream small = cached_stream(5), large = cached_stream(20);
+    Part parts[2] = {{.stream = &small, .count = 5, .share = 5}, {.stream = &large, .count = 20, .share = 20}},
+         again[2] = {parts[0], parts[1]};
+    Source source = {.parts = parts, .n_parts = 2, .key = 11}, other = {.parts = again, .n_parts = 2, .key = 11};
+    size_t of_small = 0, seen[5] = {0};
+    int task;
+    for (size_t i = 0; i < DRAWN; i++) {
+        size_t number = number_at(&source, i, &task);
+        if (task == 5 && ++seen[number] > of_small++ / 5 + 1) CHECK(false, "an epoch repeats example %zu", number);
+    }
+    CHECK(of_small > 830 && of_small < 1170, "%zu of 5000 from a fifth", of_small); /* 1000, 6 deviations of 28 */
+    for (size_t i = 0; i < 3; i++) {
+        static const size_t places[] = {4321, 17, 2500};
+        int one, two;
+        CHECK(number_at(&source, places[i], &one) == number_at(&other, places[i], &two) && one == two,
+              "entered at %zu", places[i]);
+    }
+    parts[0].share = parts[1].share = 1; /* equal mixing */
+    source_begin(&source, 11);
+    of_small = 0;
+    for (size_t i = 0; i < DRAWN; i++) {
+        number_at(&source, i, &task);
+        of_small += task == 5;
+    }
+    CHECK(of_small > 2288 && of_small < 2712, "%zu of 5000 from a half", of_small); /* 2500, 6 deviations of 35 */
+    stream_free(&small);
+    stream_free(&large);
 }
 
 static const Test tests[] = {
@@ -1122,8 +1175,9 @@ static const Test tests[] = {
     {"prompt_initialisers", test_prompt_initialisers},
     {"span_corruption", test_span_corruption},
     {"answers_in_a_corpus", test_answers_in_a_corpus},
-    {"shuffle", test_shuffle},
+    {"permuted", test_permuted},
     {"epochs", test_epochs},
+    {"mixture", test_mixture},
 };
 
 TEST_MAIN(tests)

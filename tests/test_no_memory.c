@@ -66,7 +66,16 @@ static char *failing_strndup(const char *text, size_t length)
 #include "../data/checkpoint.c"
 #include "../data/safetensors.c"
 #include "../data/torch_file.c"
+#include "../data/t5x.c"
 #include "../data/prompt_file.c"
+#include "../data/lora_file.c"
+#include "../data/text_buffer.c"
+#include "../data/task_rows.c"
+#include "../data/tasks.c"
+#include "../data/dataset_files.c"
+#include "../data/dataset.c"
+#include "../data/results.c"
+#include "../data/report.c"
 
 #include "test.h"
 
@@ -81,6 +90,25 @@ static int open_checkpoint(const char *path, Error *error)
     Checkpoint *checkpoint = checkpoint_open(path, error);
     checkpoint_close(checkpoint);
     return checkpoint ? 0 : -1;
+}
+
+/* T5X's arrays need memory when they are read, too. */
+static int unpack_checkpoint(const char *path, Error *error)
+{
+    Checkpoint *checkpoint = checkpoint_open(path, error);
+    int status = checkpoint ? 0 : -1;
+    float number;
+    for (size_t i = 0; status == 0 && i < checkpoint_count(checkpoint); i++)
+        status = stored_tensor_read_float(checkpoint_at(checkpoint, i), 0, 1, &number, error);
+    checkpoint_close(checkpoint);
+    return status;
+}
+
+static int make_config(const char *directory, Error *error)
+{
+    char *text = t5x_config_json(directory, error);
+    free(text);
+    return text ? 0 : -1;
 }
 
 static int read_prompt(const char *path, Error *error)
@@ -100,6 +128,24 @@ static int write_prompt(const char *directory, Error *error)
     return prompt_file_write(directory, rows, 3, &info, error);
 }
 
+static int read_lora(const char *path, Error *error)
+{
+    LoraFile lora;
+    int status = lora_file_read(&lora, path, error);
+    lora_file_free(&lora);
+    return status;
+}
+
+static int write_lora(const char *directory, Error *error)
+{
+    static float numbers[6];
+    static char name[] = "encoder.block.0.layer.0.SelfAttention.q";
+    LoraModule module = {.name = name, .in = 3, .out = 1, .a = numbers, .b = numbers};
+    const LoraFile lora = {.rank = 2, .alpha = 4, .count = 1, .modules = &module};
+    const char *const targets[] = {"q"};
+    return lora_file_write(&lora, directory, "m", targets, 1, error);
+}
+
 static int write_matrix(const char *path, Error *error)
 {
     static const float rows[6];
@@ -117,6 +163,52 @@ static int read_lines(const char *path, Error *error)
     int status = lines_read(&lines, path, error);
     lines_free(&lines);
     return status;
+}
+
+/* The task is called like the directory, or is the own one that lies in it; every row is read. */
+static int read_dataset(const char *path, Error *error)
+{
+    const char *name = strrchr(path, '/') + 1;
+    Task *task = strcmp(name, "own") == 0 ? task_from_file(SCRATCH "/own/task.json", error) : task_builtin(name, error);
+    Dataset *dataset = task ? dataset_open(task, path, SPLIT_TRAIN, error) : NULL;
+    int status = dataset ? 0 : -1;
+    for (size_t i = 0; status == 0 && i < dataset_count(dataset); i++) {
+        Example example;
+        status = dataset_get(dataset, i, &example, error);
+        if (status == 0) example_free(&example);
+    }
+    dataset_close(dataset);
+    task_free(task);
+    return status;
+}
+
+/* Of the results of a run and of themselves again. */
+static int compare_results(const char *path, Error *error)
+{
+    cJSON *json;
+    int status = results_read(path, &json, error);
+    for (TableFormat format = TABLE_TEXT; status == 0 && format <= TABLE_MARKDOWN; format++) {
+        char *table = results_compare((const cJSON *const[]){json, json}, (const char *const[]){"a", "b"}, 2, format);
+        if (!table) status = error_set(error, EXIT_FAILED, "%s: no memory", path);
+        free(table);
+    }
+    cJSON_Delete(json);
+    return status;
+}
+
+static int copy_figure(const char *path, Error *error)
+{
+    Figure *figure;
+    int status = figure_read(path, &figure, error);
+    if (status == 0) status = figure_write(SCRATCH, "figure", figure_plot(figure), error);
+    figure_free(figure);
+    return status;
+}
+
+static int write_report(const char *directory, Error *error)
+{
+    const ReportTable table = {"scores", "run,score\n\"a\",1\n"};
+    return report_write(directory, "title", "introduction", &table, 1, error);
 }
 
 static bool left_behind(const char *directory)
@@ -161,11 +253,17 @@ static void reading(void)
         snprintf(path, sizeof path, GOLDEN "/%s", files[i]);
         survives(open_checkpoint, path);
     }
+    survives(unpack_checkpoint, "tests/golden/t5x/files");
+    survives(unpack_checkpoint, "tests/golden/t5x/inline");
+    survives(unpack_checkpoint, "tests/golden/t5x/stacked");
+    survives(make_config, "tests/golden/t5x/stacked");
     survives(read_prompt, GOLDEN "/adapter");
     survives(read_prompt, GOLDEN "/adapter_bin");
     survives(read_prompt, GOLDEN "/f8.npy");
     survives(read_prompt, GOLDEN "/bare.pt");
+    survives(read_lora, GOLDEN "/../lora/deep_decoder.cross_mlp.adapter");
     survives(read_lines, GOLDEN "/adapter/adapter_config.json");
+    survives(compare_results, GOLDEN "/results.json");
 }
 
 static void writing(void)
@@ -174,8 +272,51 @@ static void writing(void)
     allocations_left = SIZE_MAX;
     CHECK(directory_remove(SCRATCH, &error) == 0 && directory_create(SCRATCH, &error) == 0, "%s", error.text);
     survives(write_prompt, SCRATCH);
+    survives(write_lora, SCRATCH);
     survives(write_matrix, SCRATCH "/a.npy");
     survives(copy_file, GOLDEN "/f8.npy");
+    survives(copy_figure, GOLDEN "/figure.json");
+    survives(write_report, SCRATCH);
+}
+
+static void put(const char *name, const char *text)
+{
+    char path[256];
+    Error error;
+    allocations_left = SIZE_MAX;
+    snprintf(path, sizeof path, SCRATCH "/%s", name);
+    *strrchr(path, '/') = '\0';
+    CHECK(directory_create(path, &error) == 0, "%s", error.text);
+    snprintf(path, sizeof path, SCRATCH "/%s", name);
+    CHECK(file_write_text(path, text, &error) == 0, "%s", error.text);
+}
+
+/* Every kind of file that a data set may have. */
+static void data_sets(void)
+{
+    put("rte/train.tsv", "premise\thypothesis\tlabel\na\tb\t0\nc\td\t1\n");
+    put("openbookqa/train.jsonl", "{\"question\": {\"stem\": \"s\", \"choices\": [{\"text\": \"a\", \"label\": \"A\"}, "
+                                  "{\"text\": \"b\", \"label\": \"B\"}, {\"text\": \"c\", \"label\": \"C\"}, "
+                                  "{\"text\": \"d\", \"label\": \"D\"}]}, \"answerKey\": \"B\"}\n");
+    put("triviaqa/qa/web-train.json", "{\"Data\": [{\"Question\": \"q\", \"Answer\": {\"Value\": \"a\", "
+                                      "\"Aliases\": [\"b\", \" \"]}}]}");
+    put("webquestions/train.json", "[{\"utterance\": \"q\", \"targetValue\": \"(list (description a))\"}]");
+    put("wmt14_en_fr/a.en", "one\n");
+    put("wmt14_en_fr/a.fr", "un\n");
+    put("wmt14_en_fr/b.en", "two\n");
+    put("wmt14_en_fr/b.fr", "deux\n");
+    put("wmt16_en_de/train-src.en.sgm", "<seg id=\"1\">one &amp; two</seg>");
+    put("wmt16_en_de/train-ref.de.sgm", "<seg id=\"1\">eins</seg>");
+    put("own/task.json", "{\"name\": \"own\", \"template\": \"{en}\", \"target\": \"{de}\", \"metric\": \"bleu\", "
+                         "\"parallel\": [\"en\", \"de\"], \"train\": \"pairs.tsv\"}");
+    put("own/pairs.tsv", "one\teins\n");
+    survives(read_dataset, SCRATCH "/rte");
+    survives(read_dataset, SCRATCH "/openbookqa");
+    survives(read_dataset, SCRATCH "/triviaqa");
+    survives(read_dataset, SCRATCH "/webquestions");
+    survives(read_dataset, SCRATCH "/wmt14_en_fr");
+    survives(read_dataset, SCRATCH "/wmt16_en_de");
+    survives(read_dataset, SCRATCH "/own");
 }
 
 /* cJSON takes its memory from here as well. */
@@ -203,9 +344,15 @@ static void writing_without_memory(void)
     with_json(writing);
 }
 
+static void data_sets_without_memory(void)
+{
+    with_json(data_sets);
+}
+
 static const Test tests[] = {
     {"reading_without_memory", reading_without_memory},
     {"writing_without_memory", writing_without_memory},
+    {"data_sets_without_memory", data_sets_without_memory},
 };
 
 TEST_MAIN(tests)

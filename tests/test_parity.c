@@ -6,6 +6,7 @@
  *     published the same for a published checkpoint: MODEL is its path among the shared fixtures
  *     steps     promot dump --steps:  losses, and how far ten Adafactor updates moved every trained tensor
  *     generate  promot generate:      token-exact n-best lists with scores
+ *     align     not here: tests/test_alignment.c
  * with NAME.batch.safetensors or NAME.inputs.txt as the input and NAME.expected.* as what must come out.
  *
  * The measure is the relative error in the Euclidean norm over a tensor, |found - expected| / |expected|. An expected
