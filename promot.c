@@ -6589,7 +6589,8 @@ static int run_write_analysis(const Run *run, Error *error)
                                         (Plot){.title = "Answers to held-out tasks in the trained task's format",
                                                .y_label = "percent of the answers",
                                                .caption = "The paper's Figure 2: how fast tuning makes a model answer "
-                                                          "everything as it answers the trained task. No prompt."},
+                                                          "everything as it answers the trained task. No prompt.",
+                                               .y_high = 100},
                                         error);
             drawn = 1;
         }
@@ -6597,7 +6598,8 @@ static int run_write_analysis(const Run *run, Error *error)
         status = write_probe_figure(run, directory, "held_out", curves.score,
                                     (Plot){.title = "Scores of held-out tasks along training",
                                            .y_label = "score",
-                                           .caption = "Each task's own metric, 0 to 100, without any prompt."},
+                                           .caption = "Each task's own metric, 0 to 100, without any prompt.",
+                                           .y_high = 100},
                                     error);
     path = (PlotSeries){.name = "checkpoints", .n = curves.tradeoff.n, .x = curves.tradeoff.x, .y = curves.tradeoff.y};
     if (!status && path.n)
@@ -6608,7 +6610,8 @@ static int run_write_analysis(const Run *run, Error *error)
                                       .caption = "The paper's Figures 5 and 6: up and to the right is better.",
                                       .count = 1,
                                       .series = &path,
-                                      .points = true},
+                                      .points = true,
+                                      .y_high = 100},
                               error);
     if (!status)
         status = report_write(directory, "What tuning kept, and what it lost",
@@ -9309,6 +9312,8 @@ static int write_alignment_figure(const char *directory, const AlignPoints *p, b
                                   .caption = "The paper's Figures 3 and 7: the gradient on the task against the "
                                              "gradient on its format alone (random labels). Near 1, what is learnt "
                                              "is the format.",
+                                  .y_low = -1,
+                                  .y_high = 1,
                                   .count = n,
                                   .series = series},
                           error);

@@ -171,6 +171,10 @@ static void choose_axes(Frame *frame)
         }
     }
     frame->empty = x.low > x.high;
+    if (frame->plot->y_low < frame->plot->y_high) {
+        extent_add(&y, frame->plot->y_low);
+        extent_add(&y, frame->plot->y_high);
+    }
     frame->x = frame->empty ? (Axis){0, 1, 1} : axis_over(x.low, x.high, 7, whole, frame->plot->points);
     frame->y = frame->empty ? (Axis){0, 1, 1} : axis_over(y.low, y.high, 6, false, true);
 }
@@ -513,7 +517,15 @@ static char *figure_json(const Plot *plot)
     put_json_member(&out, "x_label", plot->x_label);
     put_json_member(&out, "y_label", plot->y_label);
     put_json_member(&out, "caption", plot->caption);
-    text_put_format(&out, "\"points\": %s,\n\"series\": [", plot->points ? "true" : "false");
+    text_put_format(&out, "\"points\": %s,\n", plot->points ? "true" : "false");
+    if (plot->y_low < plot->y_high) {
+        text_put(&out, "\"y_low\": ");
+        text_put_number(&out, plot->y_low);
+        text_put(&out, ", \"y_high\": ");
+        text_put_number(&out, plot->y_high);
+        text_put(&out, ",\n");
+    }
+    text_put(&out, "\"series\": [");
     for (size_t s = 0; s < plot->count; s++) {
         const PlotSeries *series = &plot->series[s];
         text_put(&out, s > 0 ? ",\n{\"name\": " : "\n{\"name\": ");
@@ -662,7 +674,7 @@ static int check_series(const cJSON *list, size_t *n_numbers, const char *path, 
 static int figure_fill(Figure *figure, const char *path, Error *error)
 {
     const cJSON *json = figure->json, *list = figure_member(json, "series"), *points = figure_member(json, "points"),
-                *item;
+                *low = figure_member(json, "y_low"), *high = figure_member(json, "y_high"), *item;
     Plot *plot = &figure->plot;
     size_t n_numbers;
     if (!json) return bad_figure(path, "JSON", error);
@@ -675,6 +687,9 @@ static int figure_fill(Figure *figure, const char *path, Error *error)
         return bad_figure(path, "title, labels and caption as texts", error);
     if (points && !cJSON_IsBool(points)) return bad_figure(path, "\"points\" true or false", error);
     plot->points = cJSON_IsTrue(points);
+    if ((low && !cJSON_IsNumber(low)) || (high && !cJSON_IsNumber(high)))
+        return bad_figure(path, "numbers y_low and y_high", error);
+    if (low && high) plot->y_low = low->valuedouble, plot->y_high = high->valuedouble;
     if (check_series(list, &n_numbers, path, error) < 0) return -1;
     figure->series = calloc((size_t)cJSON_GetArraySize(list) + 1, sizeof *figure->series);
     figure->numbers = malloc((n_numbers + 1) * sizeof *figure->numbers);

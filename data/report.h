@@ -22,6 +22,7 @@ typedef struct {
     size_t count;
     const PlotSeries *series;
     bool points;
+    double y_low, y_high; /* the vertical axis reaches from one to the other at least; equal: only over the data */
 } Plot;
 
 char *plot_svg(const Plot *plot); /* to be freed; NULL: no memory */

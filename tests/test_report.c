@@ -112,7 +112,7 @@ static char *draw(const Plot *plot)
 static char *draw_one(size_t n, const double *x, const double *y, const double *spread, bool points)
 {
     PlotSeries series = {"name", n, x, y, spread};
-    return draw(&(Plot){"title", "x", "y", "", 1, &series, points});
+    return draw(&(Plot){"title", "x", "y", "", 1, &series, points, 0, 0});
 }
 
 /* ------------------------------------------------------------------------------------------------------------- axes */
@@ -195,7 +195,7 @@ static void test_where_things_are(void)
 {
     const double x[] = {0, 1, 3}, y[] = {0, 1, 0.5};
     PlotSeries series = {"", 3, x, y, NULL};
-    char *svg = draw(&(Plot){NULL, NULL, NULL, NULL, 1, &series, false});
+    char *svg = draw(&(Plot){.count = 1, .series = &series});
     CHECK(strstr(svg, "height=\"354\" viewBox=\"0 0 720 354\""));
     CHECK(strstr(svg, " d=\"M54.7 322.0L265.1 22.0L686.0 172.0\"/>"), "%s", svg);
     CHECK(strstr(svg, "cx=\"265.1\" cy=\"22.0\" r=\"4.0\"/>"));
@@ -251,7 +251,7 @@ static void test_many_points_few_marks(void)
 static void test_nothing_to_draw(void)
 {
     const double nan[] = {NAN, NAN}, huge[] = {1e200, -1e200};
-    char *svg = draw(&(Plot){"t", "x", "y", "c", 0, NULL, false});
+    char *svg = draw(&(Plot){"t", "x", "y", "c", 0, NULL, false, 0, 0});
     CHECK(strstr(svg, "no data"));
     free(svg);
     svg = draw_one(2, nan, huge, huge, false);
@@ -283,7 +283,7 @@ static void check_names(size_t count, bool points, bool equal)
         snprintf(names[s], sizeof names[s], "series %zu", s);
         series[s] = (PlotSeries){names[s], 2, x, y[s], NULL};
     }
-    Plot plot = {"t", "x", "y", "", count, series, points};
+    Plot plot = {"t", "x", "y", "", count, series, points, 0, 0};
     Frame frame;
     CHECK(frame_lay_out(&frame, &plot) == 0);
     for (size_t s = 0; s < count; s++) {
@@ -309,7 +309,7 @@ static void test_names_stand_at_the_ends_of_curves(void)
 {
     const double x[] = {0, 1}, low[] = {9, 0}, high[] = {0, 9};
     PlotSeries series[] = {{"falls", 2, x, low, NULL}, {"rises", 2, x, high, NULL}};
-    Plot plot = {"", "", "", "", 2, series, false};
+    Plot plot = {"", "", "", "", 2, series, false, 0, 0};
     Frame frame;
     CHECK(frame_lay_out(&frame, &plot) == 0);
     CHECK(frame.label_y[0] == frame.bottom - 6 && frame.label_y[1] < frame.top + 40);
@@ -331,7 +331,7 @@ static void test_escaping(void)
 {
     const double one[] = {1};
     PlotSeries series = {ODD, 1, one, one, NULL};
-    char *svg = draw(&(Plot){ODD, ODD, ODD, ODD, 1, &series, false});
+    char *svg = draw(&(Plot){ODD, ODD, ODD, ODD, 1, &series, false, 0, 0});
     CHECK(strstr(svg,
                  "<title>&lt;b&gt;&amp;&quot;quotes&quot;'\uFFFD\uFFFD[2J\uFFFD \uFFFD\uFFFD\t漢\uFFFD&lt;/title&gt;"
                  "</title>"),
@@ -346,7 +346,7 @@ static void test_long_texts_are_cut(void)
     memset(text, 'm', sizeof text);
     text[sizeof text - 1] = '\0';
     PlotSeries series = {text, 1, one, one, NULL};
-    char *svg = draw(&(Plot){text, text, text, "", 1, &series, false});
+    char *svg = draw(&(Plot){text, text, text, "", 1, &series, false, 0, 0});
     CHECK(count_of(svg, "m…</text>") == 4, "%d", count_of(svg, "m…</text>"));
     free(svg);
     TextBuffer out = {0};
@@ -366,13 +366,35 @@ static const double SPREADS[] = {0, 0.25, NAN, 1, 2};
 static void write_figure(const char *name)
 {
     const PlotSeries series[] = {{"a,\"b\"", 5, X, Y, SPREADS}, {"漢", 2, X, X, NULL}, {"", 0, X, X, NULL}};
-    Plot plot = {"the \"title\"", "x\\\n", "y\x01", "caption", 3, series, true};
+    Plot plot = {"the \"title\"", "x\\\n", "y\x01", "caption", 3, series, true, 0, 0};
     CHECK(figure_write(SCRATCH "/new/folder", name, &plot, &error) == 0, "%s", error.text);
 }
 
 static bool same(double a, double b)
 {
     return a == b || (!isfinite(a) && isnan(b));
+}
+
+/* A wider axis than the data need, and it is kept. */
+static void test_range_of_the_axis(void)
+{
+    const double x[] = {0, 1}, y[] = {96, 97};
+    PlotSeries series = {"", 2, x, y, NULL};
+    Plot plot = {.count = 1, .series = &series, .y_high = 100};
+    char *svg = draw(&plot);
+    Figure *figure;
+    fresh_scratch();
+    CHECK(strstr(svg, ">0</text>") && strstr(svg, ">100</text>"), "%s", svg);
+    free(svg);
+    CHECK(figure_write(SCRATCH, "range", &plot, &error) == 0, "%s", error.text);
+    CHECK(figure_read(SCRATCH "/range.json", &figure, &error) == 0, "%s", error.text);
+    if (!figure) return;
+    CHECK(figure_plot(figure)->y_low == 0 && figure_plot(figure)->y_high == 100);
+    figure_free(figure);
+    plot.y_low = plot.y_high = 0;
+    svg = draw(&plot);
+    CHECK(!strstr(svg, ">0</text>\n<text x=\"3") && !strstr(svg, ">100</text>"), "%s", svg);
+    free(svg);
 }
 
 static void test_round_trip(void)
@@ -591,6 +613,7 @@ static const Test TESTS[] = {
     {"series_differ", test_series_differ},
     {"escaping", test_escaping},
     {"long_texts_are_cut", test_long_texts_are_cut},
+    {"range_of_the_axis", test_range_of_the_axis},
     {"round_trip", test_round_trip},
     {"figure_files", test_figure_files},
     {"damaged_figures", test_damaged_figures},
