@@ -152,15 +152,19 @@ int option_need(const Options *o, size_t id, Error *error)
     return error_set(error, EXIT_USAGE, "%s: --%s %s is needed", o->command, o->table[id].name, o->table[id].argument);
 }
 
-/* "  --name ARGUMENT      help [default]"; with to NULL only counts, as snprintf does. */
+/* "  --name ARGUMENT      help [default]", the help on a line of its own where the argument is long; with to NULL only
+ * counts, as snprintf does. */
 static size_t help_line(const Option *option, char *to, size_t room)
 {
+    enum { COLUMN = 34 };
     const char *shown = option->fallback && strcmp(option->fallback, " ") == 0 ? "a space" : option->fallback;
     char left[128];
-    snprintf(left, sizeof left, "--%s%s%s", option->name, option->argument ? " " : "",
-             option->argument ? option->argument : "");
-    return (size_t)snprintf(to, room, shown && *shown ? "  %-34s %s [%s]\n" : "  %-34s %s\n", left, option->help,
-                            shown);
+    int width = snprintf(left, sizeof left, "--%s%s%s", option->name, option->argument ? " " : "",
+                         option->argument ? option->argument : "");
+    bool has_default = shown && *shown;
+    return (size_t)snprintf(to, room, "  %-*s%s%*s %s%s%s%s\n", COLUMN, left, width > COLUMN ? "\n" : "",
+                            width > COLUMN ? COLUMN + 2 : 0, "", option->help, has_default ? " [" : "",
+                            has_default ? shown : "", has_default ? "]" : "");
 }
 
 char *options_help(const Options *o)
