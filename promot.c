@@ -1028,7 +1028,7 @@ double dot_product(Device *dev, const stat_t *a, const stat_t *b, size_t n)
  *               that belong to the chunk.
  *
  * The depth is always cut at multiples of DEPTH_BLOCK and a tile always sums in the same order, so that the result does
- * not depend on the number of threads. */
+ * not depend on the number of threads, nor a row of C on how many others there are. */
 
 /* An operand seen from the product: element (i, k) is data[i * row + k * depth]. One of the two strides is 1. */
 typedef struct {
@@ -1058,7 +1058,7 @@ enum {
     HELD_ROWS = 1536,         /* of the shared operand at a time: a multiple of both panel widths */
     HELD_ELEMENTS = 2 << 20,  /* of the shared operand at a time: 8 MB */
     CHUNK_ROWS = 96,          /* of the streamed operand at a time: a multiple of both panel widths */
-    FEW_ROWS = 16,            /* up to here a product reads its operands in place */
+    FEW_QUERIES = 8,          /* up to here a block's product reads its operands in place */
     SMALL_PRODUCT = 64 << 10, /* multiply-adds below which waking other threads costs more than it brings */
 };
 
@@ -1110,6 +1110,28 @@ ALWAYS_INLINE vec_t vec_bf16_round(vec_t x)
     return (vec_t)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
 #else
     return x;
+#endif
+}
+
+/* Two neighbours along the depth, in the space of one fp32. */
+ALWAYS_INLINE real_t bf16_pair(real_t first, real_t second)
+{
+#ifndef PROMOT_DOUBLE
+    const uint32_t bits = bf16_bits(first) >> 16 | bf16_bits(second);
+    memcpy(&first, &bits, sizeof first);
+#endif
+    (void)second;
+    return first;
+}
+
+ALWAYS_INLINE vec_t vec_bf16_pair(vec_t first, vec_t second)
+{
+#ifndef PROMOT_DOUBLE
+    typedef uint32_t bits_t __attribute__((vector_size(VECTOR_BYTES)));
+    return (vec_t)((bits_t)vec_bf16_round(first) >> 16 | (bits_t)vec_bf16_round(second));
+#else
+    (void)second;
+    return first;
 #endif
 }
 
@@ -1169,17 +1191,14 @@ ALWAYS_INLINE void pack_panel(real_t *to, size_t width, Operand from, size_t row
             pack_slice(to + k * width, width, slice, rows, n);
             continue;
         }
-#ifndef PROMOT_DOUBLE
         real_t rounded[SLICE * (TILE_ROWS > (int)TILE_COLUMNS ? TILE_ROWS : (int)TILE_COLUMNS)];
         pack_slice(rounded, width, slice, rows, n);
         if (n % 2) memset(rounded + n * width, 0, width * sizeof *rounded);
         for (size_t s = 0; s < (n + 1) / 2; s++)
             for (size_t i = 0; i < width; i++) {
                 const real_t *const pair = rounded + 2 * s * width + i;
-                const uint32_t bits = bf16_bits(pair[0]) >> 16 | bf16_bits(pair[width]);
-                memcpy(to + (k / 2 + s) * width + i, &bits, sizeof bits);
+                to[(k / 2 + s) * width + i] = bf16_pair(pair[0], pair[width]);
             }
-#endif
     }
 }
 
@@ -1333,8 +1352,8 @@ static void multiply_panels(real_t *c, size_t c_row, const real_t *a, const real
         }
 }
 
-/* --- few rows: when one to FEW_ROWS tokens meet a large weight (decoding), each weight is used so seldom that packing
- * it would cost more than the product. The weight is read in place, once, as fast as memory gives it. */
+/* --- few queries: when one token looks back on the others (decoding), packing what it sees would cost more than the
+ * product. It is read in place. */
 
 /* rows x columns dot products along the depth, which is contiguous in both operands. */
 ALWAYS_INLINE void dot_tile(real_t *c, size_t c_row, Operand a, Operand b, size_t rows, size_t columns, size_t depth,
@@ -1423,9 +1442,9 @@ static size_t matmul_block_scratch(size_t m, size_t n, size_t depth)
 static void matmul_block(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth,
                          bool accumulate, MatmulPrecision precision, real_t *scratch)
 {
-    if (m <= FEW_ROWS / 2 && a.depth == 1 && b.depth == 1) {
+    if (m <= FEW_QUERIES && a.depth == 1 && b.depth == 1) {
         few_rows_dot(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
-    } else if (m <= FEW_ROWS / 2 && a.depth == 1) {
+    } else if (m <= FEW_QUERIES && a.depth == 1) {
         few_rows_sum(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
     } else {
         real_t *const b_panels = scratch + round_up(m, TILE_ROWS) * depth;
@@ -1511,20 +1530,141 @@ static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_
         }
 }
 
+/* --- few tokens: when one to FEW_ROWS of them meet a large weight (decoding), each weight is used so seldom that
+ * packing it would cost more than the product. It is read in place, once, as fast as memory gives it, and transposed in
+ * registers: lanes then run along the rows of w, and every sum runs along the depth as that of a tile does, block by
+ * block. So a row of y has the same bits however many others there are. */
+enum { FEW_ROWS = 2 * LANES, FEW_COLUMNS = LINE / sizeof(real_t) }; /* rows of x at most; rows of w at a time */
+
+/* Lists of lanes for a shuffle of two vectors, where those of the second count on from those of the first. In lanes
+ * whose bit d is set, UPPER takes the second vector's number of d places before and LOWER its own; in the others UPPER
+ * takes the first vector's own and LOWER that of d places after. */
+#define UPPER(lane, d) ((lane) & (d) ? LANES + (lane) - (d) : (lane))
+#define LOWER(lane, d) (((lane) & (d) ? LANES + (lane) : (lane) + (d)) % (2 * LANES))
+#define LANES_2(f, lane, d) f(lane, d), f(lane + 1, d)
+#define LANES_4(f, lane, d) LANES_2(f, lane, d), LANES_2(f, lane + 2, d)
+#define LANES_8(f, lane, d) LANES_4(f, lane, d), LANES_4(f, lane + 4, d)
+#define LANES_16(f, lane, d) LANES_8(f, lane, d), LANES_8(f, lane + 8, d)
+#if VECTOR_BYTES == 16 && defined PROMOT_DOUBLE
+#define ALL_LANES LANES_2
+#elif VECTOR_BYTES == 16 || (VECTOR_BYTES == 32 && defined PROMOT_DOUBLE)
+#define ALL_LANES LANES_4
+#elif VECTOR_BYTES == 32 || defined PROMOT_DOUBLE
+#define ALL_LANES LANES_8
+#else
+#define ALL_LANES LANES_16
+#endif
+
+/* Exchanges the d x d blocks beside the diagonal of each 2d x 2d block. */
+#define EXCHANGE(v, d)                                                                                                 \
+    UNROLLED for (int i = 0; i < LANES; i++) if ((d) < LANES && !(i & (d)))                                            \
+    {                                                                                                                  \
+        const vec_t a = v[i], b = v[(i + (d)) % LANES];                                                                \
+        v[i] = __builtin_shufflevector(a, b, ALL_LANES(UPPER, 0, d));                                                  \
+        v[(i + (d)) % LANES] = __builtin_shufflevector(a, b, ALL_LANES(LOWER, 0, d));                                  \
+    }
+
+/* A block of LANES x LANES numbers (Eklundh 1972). */
+ALWAYS_INLINE void transpose(vec_t v[LANES])
+{
+    EXCHANGE(v, 8);
+    EXCHANGE(v, 4);
+    EXCHANGE(v, 2);
+    EXCHANGE(v, 1);
+}
+
+/* sum[i] += row i of x times `deep` columns. */
+ALWAYS_INLINE void few_rows_add(vec_t *sum, Operand x, size_t m, vec_t *column, size_t deep, bool bf16)
+{
+    if (bf16) UNROLLED for (int s = 0; s < LANES / 2; s++) column[s] = vec_bf16_pair(column[2 * s], column[2 * s + 1]);
+    const size_t steps = bf16 ? (deep + 1) / 2 : deep;
+    for (size_t i = 0; i < m; i++) {
+        const real_t *const row = x.data + i * x.row;
+        vec_t total = sum[i];
+        UNROLLED for (size_t s = 0; s < steps; s++)
+        {
+            total = multiply_add(total, row + s, column[s], bf16);
+        }
+        sum[i] = total;
+    }
+}
+
+/* The same from n <= LANES rows of w, `deep` <= LANES places of them. */
+ALWAYS_INLINE void few_rows_block(vec_t *sum, Operand x, Operand w, size_t m, size_t n, size_t deep, bool bf16)
+{
+    if (n < LANES || deep < LANES) {
+        vec_t edge[LANES] = {{0}};
+        for (size_t j = 0; j < n; j++)
+            for (size_t s = 0; s < deep; s++) edge[s][j] = w.data[j * w.row + s];
+        few_rows_add(sum, x, m, edge, deep, bf16);
+    } else {
+        vec_t column[LANES];
+        UNROLLED for (size_t j = 0; j < LANES; j++) column[j] = vec_load(w.data + j * w.row);
+        transpose(column);
+        few_rows_add(sum, x, m, column, LANES, bf16);
+    }
+}
+
+/* y [m, n] (=) x · wᵀ for n <= FEW_COLUMNS rows of w. In bf16 the numbers of x come in pairs. The rows of w that begin
+ * `ahead` numbers later will be wanted next. */
+ALWAYS_INLINE void few_rows_tile(real_t *y, size_t y_row, Operand x, Operand w, size_t m, size_t n, size_t depth,
+                                 size_t ahead, bool bf16)
+{
+    for (size_t start = 0; start < depth; start += DEPTH_BLOCK) {
+        const size_t end = min_size(start + DEPTH_BLOCK, depth);
+        vec_t sum[FEW_COLUMNS / LANES][FEW_ROWS];
+        for (size_t j = 0; j < FEW_COLUMNS / LANES; j++) memset(sum[j], 0, m * sizeof(vec_t));
+        for (size_t k = start; k < end; k += LANES) {
+            const Operand x_k = operand_from(x, 0, bf16 ? k / 2 : k), w_k = operand_from(w, 0, k);
+            if (ahead > 0 && k % FEW_COLUMNS == 0)
+                UNROLLED for (size_t j = 0; j < FEW_COLUMNS; j++)
+                    __builtin_prefetch(w_k.data + ahead + j * w.row, 0, 2);
+            UNROLLED for (size_t j = 0; j < FEW_COLUMNS; j += LANES) if (j < n)
+                few_rows_block(sum[j / LANES], x_k, operand_from(w_k, j, 0), m, min_size(LANES, n - j),
+                               min_size(LANES, end - k), bf16);
+        }
+        for (size_t i = 0; i < m; i++)
+            for (size_t j = 0; j < n; j += LANES) {
+                real_t *const p = y + i * y_row + j;
+                vec_t total = sum[j / LANES][i];
+                if (start > 0) total += vec_load_some(p, n - j, 0);
+                vec_store_some(p, n - j, total);
+            }
+    }
+}
+
+static void few_rows_forward(Device *dev, real_t *y, Operand x, Operand w, size_t rows, size_t in, size_t out)
+{
+    const bool bf16 = dev->precision == MATMUL_BF16;
+    const int threads = rows * in * out < SMALL_PRODUCT ? 1 : dev->threads;
+    /* A processor foresees how a stream goes on, one in each page of 4 KB: where rows are shorter it must be told. */
+    const size_t ahead = in * sizeof(real_t) < 4096 ? FEW_COLUMNS * in : 0;
+    if (bf16) {
+        const size_t steps = panel_steps(in, MATMUL_BF16);
+        real_t *const pairs = device_scratch(dev, rows * steps * sizeof *pairs);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t k = 0; k < in; k += 2)
+                pairs[i * steps + k / 2] = bf16_pair(x.data[i * in + k], k + 1 < in ? x.data[i * in + k + 1] : 0);
+        x = (Operand){pairs, steps, 1};
+    }
+#pragma omp parallel for num_threads(threads)
+    for (size_t j = 0; j < out; j += FEW_COLUMNS) {
+        const size_t n = min_size(FEW_COLUMNS, out - j), next = out - j >= 2 * FEW_COLUMNS ? ahead : 0;
+        if (bf16)
+            few_rows_tile(y + j, out, x, operand_from(w, j, 0), rows, n, in, next, true);
+        else
+            few_rows_tile(y + j, out, x, operand_from(w, j, 0), rows, n, in, next, false);
+    }
+}
+
 /* y [rows, out] (=) x [rows, in] · w [out, in]ᵀ. */
 void linear_forward(Device *dev, act_t *y, const act_t *x, const weight_t *w, size_t rows, size_t in, size_t out)
 {
-    enum { STRETCH = 64 }; /* rows of w that a thread takes at a time */
     const Operand a = {x, in, 1}, b = {w, in, 1};
-    if (rows > FEW_ROWS) {
+    if (rows > FEW_ROWS)
         matmul(dev, y, a, b, rows, out, in, false);
-        return;
-    }
-    const int threads = rows * in * out < SMALL_PRODUCT ? 1 : dev->threads;
-#pragma omp parallel for num_threads(threads)
-    for (size_t j = 0; j < out; j += STRETCH)
-        few_rows_dot(y + j, out, a, operand_from(b, j, 0), rows, min_size(STRETCH, out - j), in, false,
-                     dev->precision == MATMUL_BF16);
+    else
+        few_rows_forward(dev, y, a, b, rows, in, out);
 }
 
 /* y = x · wᵀ is linear in x: dx [rows, in] = dy [rows, out] · w [out, in]. */
@@ -4161,8 +4301,8 @@ size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool
  * only the table of ancestors changes, which says for each row where in the cache its past is.
  *
  * Three ways to choose: the arg-max (greedy) or a sample; beam search with T5X's rule (t5x/decoding.py); beam search
- * with Hugging Face's (generation/utils.py, _beam_search). Results do not
- * depend on how inputs are batched, up to the rounding of sums. */
+ * with Hugging Face's (generation/utils.py, _beam_search). The results do not depend on how inputs are batched, to the
+ * last bit: no kernel lets a row see how many others there are. */
 
 typedef struct {
     const Model *model;

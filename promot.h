@@ -152,7 +152,8 @@ void rmsnorm_forward(Device *dev, act_t *y, stat_t *rstd, const act_t *x, const 
 void rmsnorm_backward(Device *dev, act_t *dx, stat_t *dscale, const act_t *dy, const act_t *x, const stat_t *rstd,
                       const weight_t *scale, size_t rows, size_t width);
 
-/* --- linear layers without bias: y [rows, out] = x [rows, in] · w [out, in]ᵀ. */
+/* --- linear layers without bias: y [rows, out] = x [rows, in] · w [out, in]ᵀ. A row of y has the same bits
+ * however many rows there are. */
 void linear_forward(Device *dev, act_t *y, const act_t *x, const weight_t *w, size_t rows, size_t in,
                     size_t out); /* (=) */
 void linear_backward_input(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in,
@@ -391,9 +392,9 @@ typedef struct {
 } Hypothesis;
 
 /* Decodes any number of inputs, longest first, in batches of bounded memory; the results do not depend on the
- * batches, up to fp32's rounding of sums. out [count * n_best] must come zeroed; it is filled best first for each
- * input, in the order of the inputs, and is to be freed (with hypotheses_free) on an error too. progress, if not
- * NULL, is called after each batch. */
+ * batches, to the last bit. out [count * n_best] must come zeroed; it is filled best first for each input, in the order
+ * of the inputs, and is to be freed (with hypotheses_free) on an error too. progress, if not NULL, is called after each
+ * batch. */
 int decode(const Model *model, const Prompts *prompts, const TokenExample *inputs, size_t count,
            const DecodeSettings *settings, Hypothesis *out, void (*progress)(void *context, size_t done, size_t count),
            void *context, Error *error);

@@ -37,6 +37,13 @@ static real_t *copy_of(const real_t *p, size_t n)
     return copy;
 }
 
+static const real_t UNTOUCHED = 12345; /* what belongs to nobody, or has not been written yet */
+
+static void fill(real_t *p, size_t n, real_t value)
+{
+    for (size_t i = 0; i < n; i++) p[i] = value;
+}
+
 static Device *open_device(int threads, MatmulPrecision precision)
 {
     Error error;
@@ -180,10 +187,41 @@ static void test_linear_threads(void)
     }
 }
 
+/* A row's bits do not depend on the other rows: all together, or in groups on both sides of every limit of the kernels.
+ * Around DEPTH_BLOCK and its multiples the sum is cut, at odd depths bf16 pairs up a last number with nothing. */
+static void check_linear_rows(Device *dev, size_t in, size_t out)
+{
+    enum { ROWS = 75 };
+    static const size_t groups[] = {1, 2, 3, 5, 7, 12, 15, 16, 17, 25, 31, 32, 33, 51};
+    real_t *const x = random_values(ROWS * in), *const w = random_values(out * in);
+    real_t *const together = random_values(ROWS * out), *const apart = random_values(ROWS * out);
+    linear_forward(dev, together, x, w, ROWS, in, out);
+    for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+        fill(apart, ROWS * out, UNTOUCHED);
+        for (size_t row = 0; row < ROWS; row += groups[g])
+            linear_forward(dev, apart + row * out, x + row * in, w, min_size(groups[g], ROWS - row), in, out);
+        CHECK(memcmp(apart, together, ROWS * out * sizeof *apart) == 0, "%zu x %zu in groups of %zu, %d threads%s", in,
+              out, groups[g], dev->threads, dev->precision == MATMUL_BF16 ? ", bf16" : "");
+    }
+    free(x), free(w), free(together), free(apart);
+}
+
+static void test_linear_rows(void)
+{
+    static const size_t in[] = {1, 2, 5, 15, 16, 37, 64, 511, 512, 513, 700, 1024, 1025, 1541};
+    static const size_t out[] = {1, 3, 16, 31, 70, 131};
+    for (int threads = 1; threads <= 3; threads++)
+        for (int precision = MATMUL_FP32; precision <= (device_has_bf16() ? MATMUL_BF16 : MATMUL_FP32); precision++) {
+            Device *const dev = open_device(threads, (MatmulPrecision)precision);
+            for (size_t i = 0; i < sizeof in / sizeof *in; i++)
+                for (size_t o = 0; o < sizeof out / sizeof *out; o++) check_linear_rows(dev, in[i], out[o]);
+            device_close(dev);
+        }
+}
+
 /* --- attention */
 
 enum { BUCKETS = 8, MAX_SEQUENCES = 4, LONGEST = 600 };
-static const real_t UNTOUCHED = 12345; /* in rows and columns that belong to nobody */
 
 typedef struct {
     const char *name;
@@ -216,11 +254,6 @@ typedef struct {
     size_t q_size, kv_size, out_size, lse_size, bias_size;
     real_t *q, *kv, *bias, *out, *lse, *dout, *dq, *dkv, *dbias;
 } AttentionTensors;
-
-static void fill(real_t *p, size_t n, real_t value)
-{
-    for (size_t i = 0; i < n; i++) p[i] = value;
-}
 
 static AttentionTensors *make_tensors(const AttentionCase *c)
 {
@@ -535,6 +568,7 @@ static const Test tests[] = {
     {"linear_bf16", test_linear_bf16},
     {"linear_adjoint", test_linear_adjoint},
     {"linear_threads", test_linear_threads},
+    {"linear_rows", test_linear_rows},
     {"attention_plain_loops", test_attention_plain_loops},
     {"attention_bf16", test_attention_bf16},
     {"attention_threads", test_attention_threads},

@@ -665,8 +665,8 @@ static void test_memory_is_what_was_foretold(void)
                   "%s: the last buffer does not end where the memory ends", shapes[i]->name);
             used +=
                 trainer.pass.capacity + (w.model->n_weights + PROMPTS * PROMPT_LENGTH * c->d_model) * sizeof(weight_t);
-            foretold =
-                training_bytes(c, w.model->n_weights, PROMPTS * PROMPT_LENGTH, true, true, source, target, ids, keep, 0);
+            foretold = training_bytes(c, w.model->n_weights, PROMPTS * PROMPT_LENGTH, true, true, source, target, ids,
+                                      keep, 0);
             /* Each of at most five blocks is rounded up to 64 bytes. */
             CHECK(foretold + 5 * 64 >= used && foretold <= used + used / 8, "%s: %zu bytes foretold, %zu used",
                   shapes[i]->name, foretold, used);
@@ -1155,6 +1155,109 @@ static void test_mixture(void)
     stream_free(&large);
 }
 
+/* ----------------------------------------------------------------------------------------- rows alone and in company */
+
+enum { INPUTS = 37 };
+
+/* Deeper than DEPTH_BLOCK, so that sums are made in several parts. */
+static const Shape DEEP = {
+    "deep", "{\"model_type\": \"mt5\", \"vocab_size\": 97, \"d_model\": 523, \"d_kv\": 13, \"d_ff\": 1031, "
+            "\"num_heads\": 3, \"num_layers\": 1}"};
+
+static void draw_inputs(const World *w, int32_t ids[INPUTS][2][LONGEST], TokenExample inputs[INPUTS])
+{
+    for (size_t i = 0; i < INPUTS; i++) {
+        for (size_t k = 0; k < 2 * LONGEST; k++)
+            ids[i][k / LONGEST][k % LONGEST] =
+                (int32_t)(random_uniform(600 + i, k) * (double)w->model->config.vocab_size);
+        inputs[i] = (TokenExample){.input = ids[i][0],
+                                   .target = ids[i][1],
+                                   .input_length = 1 + i * 7 % LONGEST,
+                                   .target_length = 1 + i * 4 % LONGEST,
+                                   .prompt = (int)(i % 3) - 1,
+                                   .number = i};
+    }
+}
+
+/* The logits of every target place, [rows, V]; returns rows. */
+static size_t logits_of(World *w, const TokenExample *inputs, size_t count, act_t *logits)
+{
+    const int32_t no_rows[1] = {0};
+    const T5Config *c = &w->model->config;
+    Error error = {0};
+    Batch batch = {0};
+    Pass pass = {0};
+    CHECK(batch_build(&batch, w->model, inputs, count, PROMPT_LENGTH, PROMPTS, 0, no_rows, 0, &error) == 0, "%s",
+          error.text);
+    CHECK(pass_prepare(&pass, w->model, &w->prompts, &batch, PASS_FORWARD, &error) == 0, "%s", error.text);
+    t5_forward(&pass);
+    const size_t rows = batch.target.rows;
+    linear_forward(w->dev, logits, pass.decoder.out, w->model->head->data, rows, c->d_model, c->vocab_size);
+    pass_free(&pass);
+    batch_free(&batch);
+    return rows;
+}
+
+static void check_logits_alone(World *w, const TokenExample *inputs, const char *name)
+{
+    const size_t V = w->model->config.vocab_size;
+    act_t *together = host_alloc(INPUTS * LONGEST * V, sizeof *together),
+          *alone = host_alloc(LONGEST * V, sizeof *alone);
+    const size_t rows = logits_of(w, inputs, INPUTS, together);
+    size_t row = 0;
+    for (size_t i = 0; i < INPUTS; i++) {
+        const size_t n = logits_of(w, &inputs[i], 1, alone);
+        CHECK(same_bits(together + row * V, alone, n * V), "%s, logits of input %zu", name, i);
+        row += n;
+    }
+    CHECK(row == rows, "%zu rows, not %zu", rows, row);
+    free(together);
+    free(alone);
+}
+
+static void check_decode_alone(World *w, const TokenExample *inputs, size_t beams, const char *name)
+{
+    const DecodeSettings settings = {
+        .beams = beams, .n_best = beams, .max_length = 9, .alpha = 0.6, .length_penalty = 1, .temperature = 1};
+    Error error = {0};
+    Hypothesis *together = host_alloc(INPUTS * beams, sizeof *together), *alone;
+    CHECK(decode(w->model, &w->prompts, inputs, INPUTS, &settings, together, NULL, NULL, &error) == 0, "%s",
+          error.text);
+    for (size_t i = 0; i < INPUTS; i++) {
+        alone = host_alloc(beams, sizeof *alone);
+        CHECK(decode(w->model, &w->prompts, &inputs[i], 1, &settings, alone, NULL, NULL, &error) == 0, "%s",
+              error.text);
+        for (size_t k = 0; k < beams; k++) {
+            const Hypothesis *a = &together[i * beams + k], *b = &alone[k];
+            CHECK(a->length == b->length && memcmp(a->ids, b->ids, b->length * sizeof *b->ids) == 0,
+                  "%s, input %zu, %zu", name, i, k);
+            CHECK(a->score == b->score, "%s, input %zu: %.17g and %.17g", name, i, a->score, b->score);
+        }
+        hypotheses_free(alone, beams);
+    }
+    hypotheses_free(together, INPUTS * beams);
+}
+
+/* What is computed for an example has the same bits alone and among others: the forward pass, greedy decoding and beam
+ * search. */
+static void test_alone_and_in_company(void)
+{
+    static const Shape *const shapes[] = {&SMALL_TIED, &LARGE, &DEEP};
+    for (size_t s = 0; s < 3; s++)
+        for (int precision = MATMUL_FP32; precision <= (device_has_bf16() ? MATMUL_BF16 : MATMUL_FP32); precision++) {
+            int32_t ids[INPUTS][2][LONGEST];
+            TokenExample inputs[INPUTS];
+            World w;
+            if (!world_open(&w, shapes[s], 1 + (int)s)) return;
+            w.dev->precision = (MatmulPrecision)precision;
+            draw_inputs(&w, ids, inputs);
+            check_logits_alone(&w, inputs, shapes[s]->name);
+            check_decode_alone(&w, inputs, 1, shapes[s]->name);
+            check_decode_alone(&w, inputs, 4, shapes[s]->name);
+            world_close(&w);
+        }
+}
+
 static const Test tests[] = {
     {"packed_sequences", test_packed_sequences},
     {"micro_batches", test_micro_batches},
@@ -1178,6 +1281,7 @@ static const Test tests[] = {
     {"permuted", test_permuted},
     {"epochs", test_epochs},
     {"mixture", test_mixture},
+    {"alone_and_in_company", test_alone_and_in_company},
 };
 
 TEST_MAIN(tests)
