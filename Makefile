@@ -27,7 +27,7 @@ TESTS     = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c)) fuzz_formats
 # These run a second time with every number a double, for finite differences.
 DOUBLE    = test_kernels test_lora test_matmul_attention test_model
 # Test programs include the file they test, promot.c among them.
-INCLUDED  = promot.c $(wildcard data/*.c data/demo/*.c)
+INCLUDED  = promot.c $(wildcard commands/*.c data/*.c data/demo/*.c)
 
 # One directory of objects for each way of building: plain, for another processor, with sanitizers.
 B         = $(if $(filter native,$(ARCH)),build,build/$(ARCH))
@@ -42,7 +42,7 @@ all: promot
 promot: $(B)/promot
 	@cmp -s $< $@ || cp $< $@
 
-$(B)/promot: promot.c $(HEADERS) $(B)/libparts.a | setup
+$(B)/promot: promot.c $(wildcard commands/*.c) $(HEADERS) $(B)/libparts.a | setup
 	$(C) -DNDEBUG -c promot.c -o $(B)/promot.o
 	$(CXX_) $(OPENMP) $(B)/promot.o $(B)/libparts.a $(LIBS) -o $@
 

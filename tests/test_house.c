@@ -1,4 +1,7 @@
-/* test_house.c: the rules that keep promot.c readable: its table of contents is true, its lines and functions stay short. */
+/* test_house.c: the rules that keep promot.c and its commands readable: the table of contents is true, lines and
+ * functions stay short. */
+#include <glob.h>
+
 #include "test.h"
 
 enum { MAX_CHAPTERS = 16, MAX_COLUMNS = 120, MAX_FUNCTION_LINES = 90 };
@@ -34,38 +37,55 @@ static void test_contents_and_banners_agree(void)
 }
 
 /* Columns, counted in characters; rows of the option table may be longer. */
-static void test_lines_are_short(void)
+static void check_columns(const char *path)
 {
-    static const char *const files[] = {"promot.c", "promot.h"};
-    for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
-        FILE *file = fopen(files[f], "r");
-        char line[4096];
-        for (int number = 1; file && fgets(line, sizeof line, file); number++) {
-            int columns = 0;
-            for (const char *at = line; *at && *at != '\n'; at++) columns += (*at & 0xC0) != 0x80;
-            CHECK(columns <= MAX_COLUMNS || strncmp(line, "    X(", 6) == 0, "%s:%d has %d columns", files[f], number,
-                  columns);
-        }
-        if (file) fclose(file);
+    FILE *file = fopen(path, "r");
+    char line[4096];
+    for (int number = 1; file && fgets(line, sizeof line, file); number++) {
+        int columns = 0;
+        for (const char *at = line; *at && *at != '\n'; at++) columns += (*at & 0xC0) != 0x80;
+        CHECK(columns <= MAX_COLUMNS || strncmp(line, "    X(", 6) == 0, "%s:%d has %d columns", path, number, columns);
     }
+    if (file) fclose(file);
 }
 
 /* A function begins at a line "{" after its head and ends at the next line "}". */
-static void test_functions_fit_on_a_screen(void)
+static void check_functions(const char *path)
 {
-    FILE *file = fopen("promot.c", "r");
+    FILE *file = fopen(path, "r");
     char line[4096], head[4096] = "";
     int begun = 0;
     for (int number = 1; file && fgets(line, sizeof line, file); number++) {
         if (strcmp(line, "{\n") == 0)
             begun = number;
         else if (strcmp(line, "}\n") == 0 && begun) {
-            CHECK(number - begun < MAX_FUNCTION_LINES, "%d lines before line %d: %s", number - begun, number, head);
+            CHECK(number - begun < MAX_FUNCTION_LINES, "%d lines before %s:%d: %s", number - begun, path, number, head);
             begun = 0;
         } else if (!begun)
             snprintf(head, sizeof head, "%s", line);
     }
     if (file) fclose(file);
+}
+
+/* Calls check for the engine's own files. */
+static void for_each_file(void (*check)(const char *path))
+{
+    glob_t commands;
+    check("promot.c");
+    check("promot.h");
+    CHECK(glob("commands/*.c", 0, NULL, &commands) == 0 && commands.gl_pathc >= 10, "commands/ is not here");
+    for (size_t i = 0; i < commands.gl_pathc; i++) check(commands.gl_pathv[i]);
+    globfree(&commands);
+}
+
+static void test_lines_are_short(void)
+{
+    for_each_file(check_columns);
+}
+
+static void test_functions_fit_on_a_screen(void)
+{
+    for_each_file(check_functions);
 }
 
 /* Without chapter 2 the rest must still compile: a GPU build links other kernels. */
