@@ -25,7 +25,7 @@ DATA      = checkpoint dataset dataset_files files lora_file metrics options pro
 HEADERS   = promot.h $(wildcard data/*.h data/demo/*.h tokenizer/*.h tests/*.h)
 TESTS     = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c)) fuzz_formats
 # These run a second time with every number a double, for finite differences.
-DOUBLE    = test_kernels test_lora test_matmul_attention test_model
+DOUBLE    = test_kernels test_lora test_matmul_attention test_mixed_prompts test_model
 # Test programs include the file they test, promot.c among them.
 INCLUDED  = promot.c $(wildcard commands/*.c data/*.c data/demo/*.c)
 

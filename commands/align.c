@@ -17,6 +17,33 @@ static void align_lists_free(AlignLists *lists)
     free(lists->format);
 }
 
+/* A line of examples.jsonl, for who wants to compute the same with other software. gradient: "full" or "format",
+ * whichever this example is part of. file NULL: nobody asked. */
+static int align_write_example(AtomicFile *file, const char *gradient, const TaskEncoder *e, size_t i,
+                               const Example *row, const TokenExample *ids, Error *error)
+{
+    char *input = NULL, *text, *line;
+    cJSON *json;
+    int status;
+    if (!file) return 0;
+    if (input_with_shots(e, i, row, &input, error)) return -1;
+    json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "gradient", gradient);
+    cJSON_AddStringToObject(json, "id", row->id);
+    cJSON_AddStringToObject(json, "input", input);
+    cJSON_AddStringToObject(json, "target", row->targets[0]);
+    cJSON_AddItemToObject(json, "input_ids", cJSON_CreateIntArray(ids->input, (int)ids->input_length));
+    cJSON_AddItemToObject(json, "target_ids", cJSON_CreateIntArray(ids->target, (int)ids->target_length));
+    text = cJSON_PrintUnformatted(json);
+    line = text_format("%s\n", text);
+    status = atomic_file_write(file, line, strlen(line), error);
+    free(line);
+    free(text);
+    free(input);
+    cJSON_Delete(json);
+    return status;
+}
+
 /* The target of the format-only example i: a random label word, or of a task that writes text another example's. */
 static int format_only_target(const TaskEncoder *e, uint64_t seed, size_t i, size_t of, size_t count, Example *row,
                               Error *error)
@@ -37,9 +64,10 @@ static int format_only_target(const TaskEncoder *e, uint64_t seed, size_t i, siz
     return 0;
 }
 
-/* against: "labels" (drawn at random), "same" (a control: alignment 1), or the other task's encoder. */
+/* against: "labels" (drawn at random), "same" (a control: alignment 1), or the other task's encoder. file NULL: the
+ * examples are not written. */
 static int align_lists(AlignLists *lists, const TaskEncoder *e, const TaskEncoder *other, bool same, size_t limit,
-                       uint64_t seed, Error *error)
+                       uint64_t seed, AtomicFile *file, Error *error)
 {
     size_t of = dataset_count(e->rows), of_other = other ? dataset_count(other->rows) : of;
     size_t count = min_size(of, of_other);
@@ -55,6 +83,7 @@ static int align_lists(AlignLists *lists, const TaskEncoder *e, const TaskEncode
         if (dataset_get(e->rows, at, &row, error)) return -1;
         lists->count++;
         status = encode_row(e, at, &row, &lists->full[i], &cut, error);
+        if (!status) status = align_write_example(file, "full", e, at, &row, &lists->full[i], error);
         if (!status && other) {
             example_free(&row);
             at = permuted(i, of_other, seed);
@@ -63,6 +92,7 @@ static int align_lists(AlignLists *lists, const TaskEncoder *e, const TaskEncode
             status = format_only_target(e, seed, i, of, count, &row, error);
         }
         if (!status) status = encode_row(second, at, &row, &lists->format[i], &cut, error);
+        if (!status) status = align_write_example(file, "format", second, at, &row, &lists->format[i], error);
         example_free(&row);
         if (status) return -1;
     }
@@ -208,6 +238,7 @@ static cJSON *align_results(const Options *o, const char *task, const AlignLists
         cJSON *point = cJSON_CreateObject();
         cJSON_AddNumberToObject(point, "step", p->points[i].step);
         cJSON_AddStringToObject(point, "model", p->points[i].model);
+        if (p->points[i].prompt) cJSON_AddStringToObject(point, "prompt", p->points[i].prompt);
         cJSON_AddItemToObject(point, "without_prompt", alignment_json(&p->points[i].without));
         if (p->points[i].prompt) cJSON_AddItemToObject(point, "with_prompt", alignment_json(&p->points[i].with));
         cJSON_AddItemToArray(points, point);
@@ -310,6 +341,25 @@ static int align_encoders(const Options *o, const T5Config *config, const Tokeni
     return 0;
 }
 
+/* The examples of both gradients; with a directory also as examples.jsonl in it. */
+static int align_read(const Options *o, const char *directory, AlignLists *lists, const TaskEncoder *e,
+                      const TaskEncoder *other, bool same, Error *error)
+{
+    char *path = directory ? path_join(directory, "examples.jsonl") : NULL;
+    AtomicFile *file = NULL;
+    int status = directory ? directory_create(directory, error) : 0;
+    if (!status && directory && !(file = atomic_file_create(path, error))) status = -1;
+    if (!status)
+        status = align_lists(lists, e, other, same, option_size(o, OPT_ALIGN_LIMIT),
+                             random_fold(option_size(o, OPT_SEED), 600), file, error);
+    if (!status && file)
+        status = atomic_file_commit(file, error);
+    else
+        atomic_file_abandon(file);
+    free(path);
+    return status;
+}
+
 /* Everything once the models to look at are known. The first one's vocabulary is that of all. */
 static int align_with(const Options *o, Device *dev, AlignPoints *p, TaskArgument *tasks, size_t count, Error *error)
 {
@@ -324,9 +374,7 @@ static int align_with(const Options *o, Device *dev, AlignPoints *p, TaskArgumen
                                          : NULL;
     int status = tokenizer ? config_read(&config, p->points[0].model, error) : -1;
     if (!status) status = align_encoders(o, &config, tokenizer, tasks, count, e, &other, &same, error);
-    if (!status)
-        status = align_lists(&lists, &e[0], other, same, option_size(o, OPT_ALIGN_LIMIT),
-                             random_fold(option_size(o, OPT_SEED), 600), error);
+    if (!status) status = align_read(o, directory, &lists, &e[0], other, same, error);
     for (size_t i = 0; !status && i < p->count; i++) {
         if (!option_true(o, OPT_QUIET))
             fprintf(stderr, "step %.0f: %s%s\n", p->points[i].step, p->points[i].model,

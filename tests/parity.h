@@ -15,7 +15,7 @@
 enum { PARITY_MAX_ARGUMENTS = 64 };
 
 /* Runs `promot COMMAND`, words separated by blanks, with stdout going to a file (NULL: it stays). The exit code. */
-static int run_promot(const char *command, const char *stdout_path)
+__attribute__((unused)) static int run_promot(const char *command, const char *stdout_path)
 {
     char *words = strdup(command), *rest = NULL, name[] = "promot";
     char *argv[PARITY_MAX_ARGUMENTS + 1] = {name};
@@ -41,7 +41,7 @@ static int run_promot(const char *command, const char *stdout_path)
 }
 
 /* All elements of a tensor, to be freed; NULL (and a failed check) when they cannot be read. */
-static float *tensor_floats(const StoredTensor *tensor)
+__attribute__((unused)) static float *tensor_floats(const StoredTensor *tensor)
 {
     Error error = {0};
     float *out = malloc((tensor->numel + 1) * sizeof *out);
@@ -53,7 +53,7 @@ static float *tensor_floats(const StoredTensor *tensor)
 }
 
 /* Opens a file that must be there. */
-static Checkpoint *open_checked(const char *path)
+__attribute__((unused)) static Checkpoint *open_checked(const char *path)
 {
     Error error = {0};
     Checkpoint *file = checkpoint_open(path, &error);

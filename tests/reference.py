@@ -11,7 +11,8 @@ beam search (t5x/decoding.py). Each of these is checked here before it is believ
   - transformers' beam search against a plain one.
 All models are random and tiny. Seeds are fixed; versions are written to VERSIONS.txt.
 
-tests/golden/lora/ holds the same for LoRA: adapters written by peft, and peft's own forward and backward passes.
+tests/golden/lora/ holds the same for LoRA: adapters written by peft, and peft's own forward and backward passes;
+tests/golden/mixed/ the same for batches whose examples have different prompts.
 
     python tests/reference.py [--shared ../shared/data]      needs numpy, torch, transformers, peft, safetensors
 """
@@ -36,6 +37,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 GOLDEN = Path("tests/golden/model")
 LORA_GOLDEN = Path("tests/golden/lora")
+MIXED_GOLDEN = Path("tests/golden/mixed")
 PAD, EOS = 0, 1
 KEPT = 176  # of a larger tensor, evenly spread elements are kept (see `thin`)
 
@@ -258,11 +260,30 @@ def t5x_loss(logits, labels, label_smoothing, z_loss, normalizing_factor):
     return (loss * (labels != PAD)).sum() / (normalizing_factor or 1)
 
 
+def prompts_of(batch):
+    """"prompt", which every example has, or "prompt.0", "prompt.1", … of a mixed batch."""
+    return {k: v for k, v in batch.items() if k.startswith("prompt")}
+
+
+def prompt_of(batch, row):
+    """The prompt of one example, or None. "which" [B]: its number in a mixed batch, -1 for none."""
+    return batch.get(f"prompt.{int(batch['which'][row])}" if "which" in batch else "prompt")
+
+
 def torch_batch(batch, precision=torch.float64):
-    out = {k: torch.tensor(batch[k].astype(np.int64)) for k in ("input_ids", "labels")}
-    if "prompt" in batch:
-        out["prompt"] = torch.tensor(batch["prompt"], dtype=precision).requires_grad_()
-    return out
+    out = {k: torch.tensor(batch[k].astype(np.int64)) for k in ("input_ids", "labels", "which") if k in batch}
+    return out | {k: torch.tensor(v, dtype=precision).requires_grad_() for k, v in prompts_of(batch).items()}
+
+
+def mixed_encoder_input(x, mask, batch):
+    """Each example's own prompt in front; those without one are padded at their end."""
+    rows, masks, length = [], [], len(batch["prompt.0"])
+    for row in range(len(x)):
+        prompt, none = prompt_of(batch, row), x.new_zeros(length, x.shape[-1])
+        rows.append(torch.cat([x[row], none] if prompt is None else [prompt, x[row]]))
+        there = torch.full((length,), prompt is not None)
+        masks.append(torch.cat([mask[row], there] if prompt is None else [there, mask[row]]))
+    return torch.stack(rows), torch.stack(masks)
 
 
 def forward(model, batch):
@@ -272,6 +293,8 @@ def forward(model, batch):
     if prompt is not None:
         x = torch.cat([prompt.expand(len(ids), *prompt.shape), x], 1)
         mask = torch.cat([torch.ones(len(ids), len(prompt), dtype=torch.bool), mask], 1)
+    if "which" in batch:
+        x, mask = mixed_encoder_input(x, mask, batch)
     shifted = torch.cat([torch.zeros_like(labels[:, :1]), labels[:, :-1]], 1)
     out = model(inputs_embeds=x, attention_mask=mask.long(), decoder_input_ids=shifted)
     return out.logits * (labels != PAD)[..., None], out.encoder_last_hidden_state * mask[..., None]
@@ -279,14 +302,12 @@ def forward(model, batch):
 
 def loss_and_gradients(model, batch, settings):
     model.zero_grad()
-    if "prompt" in batch:
-        batch["prompt"].grad = None
+    for prompt in prompts_of(batch).values():
+        prompt.grad = None
     logits, encoded = forward(model, batch)
     loss = t5x_loss(logits, batch["labels"], **settings)
     loss.backward()
-    gradients = {k: p.grad.numpy().copy() for k, p in model.named_parameters()}
-    if "prompt" in batch:
-        gradients["prompt"] = batch["prompt"].grad.numpy().copy()
+    gradients = {k: p.grad.numpy().copy() for k, p in (dict(model.named_parameters()) | prompts_of(batch)).items()}
     return dict(loss=loss.item(), logits=logits.detach().numpy(), encoder_output=encoded.detach().numpy(),
                 gradients=gradients)
 
@@ -303,7 +324,7 @@ def plain_of(model, weights, config):
 
 def check_against_plain(plain, batch, result):
     for row, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"])):
-        ids, labels, prompt = ids[ids != PAD], labels[labels != PAD], batch.get("prompt")
+        ids, labels, prompt = ids[ids != PAD], labels[labels != PAD], prompt_of(batch, row)
         encoded = plain.encode(ids, None if prompt is None else prompt.astype(np.float64))
         logits = plain.logits(encoded, np.concatenate([[0], labels[:-1]]))
         assert distance(result["encoder_output"][row, :len(encoded)], encoded) < 1e-11
@@ -312,7 +333,7 @@ def check_against_plain(plain, batch, result):
 
 def check_gradients(model, batch, settings, gradients, rng):
     """The slope along a random direction over all tensors, against (loss(+h) - loss(-h)) / 2h."""
-    tensors = {**dict(model.named_parameters()), **({"prompt": batch["prompt"]} if "prompt" in batch else {})}
+    tensors = dict(model.named_parameters()) | prompts_of(batch)
     direction = {k: torch.tensor(rng.standard_normal(tuple(p.shape))) for k, p in tensors.items()}
     slope = sum(float((direction[k].numpy() * g).sum()) for k, g in gradients.items())
     losses, h = [], 3e-8
@@ -396,7 +417,7 @@ def adafactor_run(model, batch, settings, train, first_step, steps, optimizer, p
         batch = torch_batch(batch, precision)
         trained = dict(model.named_parameters()) if train != "prompt" else {}
         if train != "model":
-            trained["prompt"] = batch["prompt"]
+            trained |= prompts_of(batch)
         states, losses = {k: {} for k in trained}, []
         for i in range(steps):
             result = loss_and_gradients(model, batch, settings)
@@ -867,6 +888,68 @@ def write_loras(say):
         file.chmod(0o755 if file.is_dir() else 0o644)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Batches of several tasks, each example with its own task's prompt or without one
+
+# name: model, prompt rows, loss, what ten steps train and Adafactor's settings
+MIXED = {
+    "mt5_odd.prompts": ("mt5_odd", 4, loss_settings(0.1), "prompt", optimizer(0.2, False, 1e-5)),
+    "mt5_odd.model": ("mt5_odd", 3, loss_settings(), "model", optimizer(1e-3, True)),
+    "t5_tied.both": ("t5_tied", 5, loss_settings(0.1), "both", optimizer(2e-3, False)),
+    "factored.model": ("factored", 2, loss_settings(0.1), "model", optimizer(1e-3, True)),
+}
+MIXED_PROMPTS, MIXED_WHICH = 3, (1, -1, 0, 2, 1, -1, 2, 1)
+MIXED_LENGTHS = ((5, 1, 9, 2, 1, 7, 3, 4), (3, 4, 1, 7, 2, 6, 1, 5))
+
+
+def mixed_batch(name, seed, c, rows):
+    batch = make_batch(np.random.default_rng([zlib.crc32(name.encode()), 3, seed]), c["vocab_size"], *MIXED_LENGTHS)
+    rng = np.random.default_rng([zlib.crc32(name.encode()), 4, seed])
+    prompts = {f"prompt.{i}": rng.standard_normal((rows, c["d_model"])).astype(np.float32)
+               for i in range(MIXED_PROMPTS)}
+    return {**batch, "which": np.array(MIXED_WHICH, np.int32), **prompts}
+
+
+def mixed_case(name, model_name, rows, loss, train, settings, say):
+    """The first pass (its loss also example by example) and ten steps. Returns its line of cases.txt."""
+    model, weights, c = load_model(GOLDEN / model_name), load_file(GOLDEN / model_name / "model.safetensors"), \
+        config_of(model_name)
+    doubt, seed = (1, ""), 0
+    while doubt[0] > 1e-4:  # as in Writer.steps
+        batch = mixed_batch(name, seed, c, rows)
+        run = [model, batch, loss, train, 0, 10, settings]
+        losses, after = adafactor_run(*run)
+        moved = {k: p - {**weights, **batch}[k] for k, p in after.items()}
+        rounded = adafactor_run(*run, precision=torch.float32)[1]
+        doubt = max((np.linalg.norm(rounded[k] - after[k]) / np.linalg.norm(moved[k]), k) for k in moved)
+        seed += 1
+    result = loss_and_gradients(model, torch_batch(batch), loss)
+    check_against_plain(plain_of(model, weights, c), batch, result)
+    with restored(model):
+        check_gradients(model, torch_batch(batch), loss, result["gradients"], np.random.default_rng(1))
+    labels = torch_batch(batch)["labels"]
+    apart = [t5x_loss(torch.tensor(result["logits"][i]), labels[i], **loss).item() for i in range(len(labels))]
+    assert abs(sum(apart) - result["loss"]) < 1e-10 * result["loss"]
+    save_file(batch, MIXED_GOLDEN / f"{name}.batch.safetensors")
+    write_expected(name, dict(loss=np.array([result["loss"]]), example_losses=np.array(apart),
+                              logits=result["logits"], losses=np.array(losses),
+                              **{"grad/" + k: g for k, g in result["gradients"].items()},
+                              **{"moved/" + k: m for k, m in moved.items()}), MIXED_GOLDEN)
+    say(f"mixed {name}: loss {losses[0]:.3f} to {losses[-1]:.3f}, float32 is {doubt[0]:.1e} away in {doubt[1]}")
+    return (f"{train} {name} {model_name} {loss['label_smoothing']} {loss['z_loss']} {settings['lr']} "
+            f"{settings['weight_decay']} {int(settings['scale_by_parameter'])}")
+
+
+def write_mixed(say):
+    shutil.rmtree(MIXED_GOLDEN, ignore_errors=True)
+    MIXED_GOLDEN.mkdir()
+    lines = [mixed_case(name, *case, say) for name, case in MIXED.items()]
+    (MIXED_GOLDEN / "cases.txt").write_text("".join(line + "\n" for line in lines))
+    (MIXED_GOLDEN / "VERSIONS.txt").write_text((GOLDEN / "VERSIONS.txt").read_text())
+    for file in MIXED_GOLDEN.iterdir():
+        file.chmod(0o644)
+
+
 class Writer:
     def __init__(self, verbose):
         self.models, self.lines, self.verbose = {}, [], verbose
@@ -1024,6 +1107,7 @@ def main():
         f"numpy {np.__version__}\nsafetensors {safetensors.__version__}\n")
     (GOLDEN / "cases.txt").write_text("".join(line + "\n" for line in writer.lines))
     write_loras(writer.say)
+    write_mixed(writer.say)
 
 
 if __name__ == "__main__":

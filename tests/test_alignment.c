@@ -22,6 +22,8 @@ static void *counted_aligned_alloc(size_t alignment, size_t bytes)
 #include "../promot.c"
 #undef aligned_alloc
 
+#include "parity.h"
+
 #define SCRATCH "build/test/alignment"
 #define GOLDEN "tests/golden/model"
 
@@ -496,6 +498,113 @@ static void test_format_ratio(void)
     task_free(xsum);
 }
 
+/* ---------------------------------------------------------------------------------------------------------- the command */
+
+static const char TOY_TASK[] = "{\"name\": \"toy\", \"template\": \"{text} good or bad? answer:\", "
+                               "\"label_field\": \"stars\", \"labels\": {\"1\": \"bad\", \"5\": \"good\"}, "
+                               "\"metric\": \"accuracy\"}";
+static const char TOY_ROWS[] =
+    "{\"text\": \"a red dog\", \"stars\": \"5\"}\n{\"text\": \"rain\", \"stars\": \"1\"}\n"
+    "{\"text\": \"the long way home\", \"stars\": \"1\"}\n{\"text\": \"y\", \"stars\": \"5\"}\n"
+    "{\"text\": \"it was a book .\", \"stars\": \"5\"}\n";
+
+static size_t read_ids(const cJSON *line, const char *name, int32_t **out)
+{
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(line, name);
+    size_t count = (size_t)cJSON_GetArraySize(list);
+    CHECK(count > 0, "no %s", name);
+    *out = host_alloc(count, sizeof **out);
+    for (size_t i = 0; i < count; i++) (*out)[i] = cJSON_GetArrayItem(list, (int)i)->valueint;
+    return count;
+}
+
+static const char *text_of(const cJSON *line, const char *name)
+{
+    const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(line, name));
+    CHECK(text != NULL, "no %s", name);
+    return text ? text : "";
+}
+
+/* Lines 2i and 2i+1 of examples.jsonl: the same row, its own target and a label word. */
+static void read_pair(char *const *lines, TokenExample pair[2])
+{
+    cJSON *json[2] = {cJSON_Parse(lines[0]), cJSON_Parse(lines[1])};
+    const char *word = text_of(json[1], "target");
+    CHECK(strcmp(text_of(json[0], "gradient"), "full") == 0 && strcmp(text_of(json[1], "gradient"), "format") == 0,
+          "%s\n%s", lines[0], lines[1]);
+    CHECK(strcmp(text_of(json[0], "id"), text_of(json[1], "id")) == 0, "ids");
+    CHECK(strcmp(text_of(json[0], "input"), text_of(json[1], "input")) == 0, "inputs");
+    CHECK(strcmp(word, "good") == 0 || strcmp(word, "bad") == 0, "%s", word);
+    for (int k = 0; k < 2; k++) {
+        int32_t *input, *target;
+        pair[k] = (TokenExample){.prompt = -1};
+        pair[k].input_length = read_ids(json[k], "input_ids", &input);
+        pair[k].target_length = read_ids(json[k], "target_ids", &target);
+        pair[k].input = input;
+        pair[k].target = target;
+        cJSON_Delete(json[k]);
+    }
+    CHECK(pair[0].input_length == pair[1].input_length &&
+              memcmp(pair[0].input, pair[1].input, pair[0].input_length * sizeof(int32_t)) == 0,
+          "ids of the input");
+}
+
+/* What align.json says of the whole model is what these examples give: the same sums in the same order. */
+static void check_align_json(const char *path, const TokenExample *full, const TokenExample *format, size_t count)
+{
+    Error error = {0};
+    MappedFile file = {0};
+    Alignment found;
+    Device *dev = device_of(1);
+    Model *model = model_open("data/demo/model", dev, NULL, &error);
+    const LossSettings loss = {.z_loss = 1e-4f, .scale = 1};
+    cJSON *json, *total;
+    CHECK(model && mapped_file_open(&file, path, &error) == 0, "%s", error.text);
+    json = cJSON_ParseWithLength((const char *)file.data, file.bytes);
+    total = cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(json, "points"), 0);
+    total = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(total, "without_prompt"), "total");
+    CHECK(total != NULL, "%s: no total", path);
+    CHECK(alignment(model, NULL, full, format, count, 2, &loss, &found, &error) == 0, "%s", error.text);
+    for (int k = 0; total && k < 2; k++) {
+        double wanted = k ? found.dot[MODULE_TOTAL] : alignment_cosine(&found, MODULE_TOTAL),
+               said = cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(total, k ? "dot" : "cosine"));
+        CHECK(fabs(said - wanted) <= 1e-12 * fabs(wanted), "%.17g (expected %.17g)", said, wanted);
+    }
+    cJSON_Delete(json);
+    mapped_file_close(&file);
+    model_close(model);
+    device_close(dev);
+}
+
+/* examples.jsonl holds exactly what was compared: tests/check_align.py computes the same from it with PyTorch. */
+static void test_the_examples_are_written(void)
+{
+    enum { COUNT = 4 };
+    Error error = {0};
+    Lines lines = {0};
+    TokenExample full[COUNT], format[COUNT], pair[2];
+    CHECK(directory_create(SCRATCH, &error) == 0 && directory_remove(SCRATCH "/out", &error) == 0 &&
+              file_write_text(SCRATCH "/toy.json", TOY_TASK, &error) == 0 &&
+              file_write_text(SCRATCH "/toy.jsonl", TOY_ROWS, &error) == 0,
+          "%s", error.text);
+    CHECK(run_promot("align --model data/demo/model --task-file " SCRATCH "/toy.json --task toy=" SCRATCH
+                     "/toy.jsonl --limit 4 --micro-batch 2 --quiet --out " SCRATCH "/out",
+                     "/dev/null") == 0,
+          "align");
+    CHECK(lines_read(&lines, SCRATCH "/out/examples.jsonl", &error) == 0, "%s", error.text);
+    CHECK(lines.count == 2 * COUNT, "%zu lines", lines.count);
+    for (size_t i = 0; lines.count == 2 * COUNT && i < COUNT; i++) {
+        read_pair(lines.text + 2 * i, pair);
+        full[i] = pair[0];
+        format[i] = pair[1];
+    }
+    if (lines.count == 2 * COUNT) {
+        check_align_json(SCRATCH "/out/align.json", full, format, COUNT);
+        for (size_t i = 0; i < COUNT; i++) token_example_free(&full[i]), token_example_free(&format[i]);
+    }
+    lines_free(&lines);
+}
+
 static const Test tests[] = {
     {"every tensor has its module", test_every_tensor_has_its_module},
     {"equal to PyTorch", test_equal_to_pytorch},
@@ -508,5 +617,6 @@ static const Test tests[] = {
     {"random labels", test_random_labels},
     {"other examples are drawn evenly", test_other_examples_are_drawn_evenly},
     {"format ratio", test_format_ratio},
+    {"the examples are written", test_the_examples_are_written},
 };
 TEST_MAIN(tests)
