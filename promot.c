@@ -4958,8 +4958,8 @@ static int encode_with_eos(const Tokenizer *tokenizer, const T5Config *config, c
 static int encoder_check(const TaskEncoder *e, Error *error)
 {
     size_t count = e->shots ? dataset_count(e->shown) : 0;
-    if (count >= e->shots + (e->shown == e->rows)) return 0;
-    return e->shots == 0
+    if (count && e->shown == e->rows) count--; /* never itself */
+    return count >= e->shots
                ? 0
                : error_set(error, EXIT_USAGE, "%s: --shots %zu (expected at least as many examples to show, found %zu)",
                            task_name(e->task), e->shots, count);
@@ -6293,6 +6293,7 @@ static void run_clean(const Run *run)
     remove_temporary_files(run_file(run, "checkpoints"));
     remove_temporary_files(run_file(run, "model"));
     remove_temporary_files(run_file(run, "lora"));
+    remove_temporary_files(run_file(run, "analysis"));
     for (size_t i = 0; i < run->prompts.count; i++)
         remove_temporary_files(run_file(run, "prompt/%s", run->tasks[i].name));
 }

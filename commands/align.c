@@ -419,6 +419,8 @@ static int command_align(Options *o, Error *error)
     if (!status && o->text[OPT_MODEL])
         align_points_add(&p, 0, text_format("%s", o->text[OPT_MODEL]),
                          o->text[OPT_PROMPT] ? prompt_path(o->text[OPT_PROMPT], tasks[0].name) : NULL);
+    if (!status && o->text[OPT_PROMPT] && !p.points[0].prompt)
+        status = error_set(error, EXIT_USAGE, "--prompt: no prompt for %s in %s", tasks[0].name, o->text[OPT_PROMPT]);
     if (!status && !(dev = device_from_options(o, error))) status = -1;
     if (!status) status = align_with(o, dev, &p, tasks, count, error);
     device_close(dev);
