@@ -4908,10 +4908,10 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
 /* ================================================================================================================
  * [7] Training
  *
- * Fine-tuning, prompt tuning and ProMoT are one loop over stages. A stage says what is trained (the model, the prompts,
- * or both) and whether the prompts are attached; ProMoT is two of them. All randomness is a pure function of (seed,
- * stage, step): which examples a batch holds, and every dropout mask. So a run that was killed continues from its last
- * saved state and ends in the same bytes. */
+ * Fine-tuning, prompt tuning and ProMoT are one loop over stages. A stage says what is trained (the model, the
+ * prompts, both, or a LoRA) and whether the prompts are attached; ProMoT is two of them. All randomness is a pure
+ * function of (seed, stage, step): which examples a batch holds, and every dropout mask. So a run that was killed
+ * continues from its last saved state and ends in the same bytes. */
 
 /* --- tasks in ids */
 
@@ -5075,15 +5075,17 @@ enum { CACHE_PLACES = 1 << 14 };
 
 typedef struct {
     TaskEncoder encoder;
-    size_t count;        /* rows */
-    TokenExample *cache; /* [CACHE_PLACES]; one without ids is empty */
-    size_t n_encoded, n_cut, longest_input;
+    size_t count;                        /* rows */
+    TokenExample *cache;                 /* [CACHE_PLACES]; one without ids is empty */
+    unsigned char *seen;                 /* a bit for each row */
+    size_t n_seen, n_cut, longest_input; /* of the rows that were asked for */
 } TaskStream;
 
 static void stream_free(TaskStream *stream)
 {
     for (size_t i = 0; stream->cache && i < CACHE_PLACES; i++) token_example_free(&stream->cache[i]);
     free(stream->cache);
+    free(stream->seen);
     memset(stream, 0, sizeof *stream);
 }
 
@@ -5091,6 +5093,7 @@ static int stream_open(TaskStream *stream, const TaskEncoder *e, Error *error)
 {
     *stream = (TaskStream){.encoder = *e, .count = dataset_count(e->rows)};
     stream->cache = host_alloc(CACHE_PLACES, sizeof *stream->cache);
+    stream->seen = host_alloc(stream->count / 8 + 1, 1);
     return encoder_check(e, error);
 }
 
@@ -5108,8 +5111,8 @@ static int stream_get(TaskStream *stream, size_t i, TokenExample *out, Error *er
         status = encode_row(&stream->encoder, i, &row, kept, &cut, error);
         example_free(&row);
         if (status) return -1;
-        stream->n_encoded++;
-        stream->n_cut += cut;
+        if (!(stream->seen[i / 8] >> i % 8 & 1)) stream->n_seen++, stream->n_cut += cut;
+        stream->seen[i / 8] |= (unsigned char)(1 << i % 8);
         stream->longest_input = max_size(stream->longest_input, kept->input_length);
     }
     *out = *kept;
@@ -5400,7 +5403,7 @@ static int source_get(Source *source, size_t position, TokenExample *out, Error 
 /* --- a stage */
 
 typedef struct {
-    const char *name; /* "prompt", "model", "joint", "pretrain" */
+    const char *name; /* "prompt", "lora", "model", "joint", "pretrain" */
     bool trains_model, trains_prompts, uses_prompts;
     bool trains_lora; /* the model's; never together with the model */
     int64_t steps, checkpoint_every;
@@ -5820,7 +5823,11 @@ static int state_read(Run *run, const char *path, bool with_cursor, Adafactor *a
     if (with_cursor) {
         stored = state_find(state, path, "cursor", CURSOR, error);
         status = stored ? stored_tensor_read_int(stored, 0, CURSOR, cursor, error) : -1;
-        if (!status && (cursor[0] < 0 || (size_t)cursor[0] >= run->n_stages))
+        if (!status && cursor[0] >= 0 && (size_t)cursor[0] < run->n_stages &&
+            (cursor[1] < 0 || cursor[1] > run->stages[cursor[0]].steps))
+            status = error_set(error, EXIT_FAILED, "%s: step (expected at most %lld, found %lld)", path,
+                               (long long)run->stages[cursor[0]].steps, (long long)cursor[1]);
+        else if (!status && (cursor[0] < 0 || (size_t)cursor[0] >= run->n_stages))
             status = error_set(error, EXIT_FAILED, "%s: stage (expected below %zu, found %lld)", path, run->n_stages,
                                (long long)cursor[0]);
         if (!status) cursor_unpack(run, cursor);
@@ -5948,7 +5955,6 @@ static int run_evaluate(Run *run, cJSON *scores, double *mean, bool *evaluated, 
         DecodeSettings decoding = run->dev_decode;
         const EncodedSplit *dev = &run->tasks[i].dev;
         Progress progress = progress_begin(true, 0);
-        if (dev->count == 0) continue;
         if (!decoding.max_length) decoding.max_length = dev->longest_target;
         if (evaluate_split(run->model, stage->uses_prompts ? &run->prompts : NULL, dev, &decoding, &progress, &result,
                            error))
@@ -5963,7 +5969,7 @@ static int run_evaluate(Run *run, cJSON *scores, double *mean, bool *evaluated, 
     return 0;
 }
 
-/* Evaluates, keeps the model or the prompts if they are the best so far (the earlier among equals), and logs it.
+/* Evaluates, keeps what is trained if it is the best so far (the earlier among equals), and logs it.
  * Without a dev set the last step is the best one. */
 static int run_checkpoint(Run *run, Trainer *trainer, const Progress *progress, Error *error)
 {
@@ -6216,8 +6222,9 @@ static int run_stage(Run *run, bool restore, Error *error)
 static int run_carry_prompts(const Run *run, const char *prompts, Error *error)
 {
     static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors"};
-    char *earlier = path_join(run->model_directory, "../prompt");
-    DIR *directory = opendir(earlier);
+    char *earlier = path_join(run->model_directory, "../prompt"),
+         *of_run = path_join(run->model_directory, "../run.json");
+    DIR *directory = path_exists(of_run) ? opendir(earlier) : NULL; /* else it is nobody's run */
     const struct dirent *entry;
     int status = 0;
     while (directory && !status && (entry = readdir(directory))) {
@@ -6231,12 +6238,14 @@ static int run_carry_prompts(const Run *run, const char *prompts, Error *error)
                 free(one);
                 free(copy);
             }
+            if (!run->quiet) fprintf(stderr, "prompt/%s: carried along from %s\n", entry->d_name, earlier);
         }
         free(config);
         free(to);
         free(from);
     }
     if (directory) closedir(directory);
+    free(of_run);
     free(earlier);
     return status;
 }
@@ -6646,7 +6655,7 @@ typedef struct {
 
 static void probe_curves_free(ProbeCurves *c)
 {
-    for (size_t i = 0; i <= c->n_probes; i++) {
+    for (size_t i = 0; c->score && i <= c->n_probes; i++) {
         free(c->format[i].x);
         free(c->format[i].y);
         free(c->score[i].x);
@@ -6661,8 +6670,11 @@ static void probe_curves_free(ProbeCurves *c)
 /* One record of the log; *dev: the latest dev score, which was logged just before the probes of its step. */
 static void probe_curves_add(ProbeCurves *c, const Run *run, const cJSON *record, double dev[2])
 {
+    const char *stage = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(record, "stage"));
     const cJSON *probe = cJSON_GetObjectItemCaseSensitive(record, "probe");
     double step = record_number(record, "step"), mean = record_number(record, "mean");
+    /* Probes belong to the last stage; the steps of an earlier one have the same numbers. */
+    if (!stage || strcmp(stage, run->stages[run->n_stages - 1].name) != 0) return;
     if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev[0] = step, dev[1] = mean;
     if (!probe) return;
     for (size_t i = 0; i < run->n_probes; i++) {
@@ -6714,16 +6726,19 @@ static int write_probe_figure(const Run *run, const char *directory, const char 
     return status;
 }
 
+/* Probes and align write into one report. */
+static const char ANALYSIS_TITLE[] = "What tuning learns, keeps and loses",
+                  ANALYSIS_INTRODUCTION[] =
+                      "Of the task and of its format alone: gradients compared. Of other tasks: asked at the "
+                      "checkpoints, without any prompt.";
+
 static int run_write_analysis(const Run *run, Error *error)
 {
     char *directory = run_file(run, "analysis");
-    ProbeCurves curves;
+    ProbeCurves curves = {0};
     PlotSeries path = {.name = "checkpoints"};
     int status = directory_create(directory, error);
-    if (status || probe_curves_read(&curves, run, error)) {
-        free(directory);
-        return -1;
-    }
+    if (!status) status = probe_curves_read(&curves, run, error);
     for (size_t t = 0, drawn = 0; !status && !drawn && t < run->n_tasks; t++)
         if (task_is_classification(run->tasks[t].task)) {
             status = write_probe_figure(run, directory, "format_ratio", curves.format,
@@ -6754,9 +6769,7 @@ static int run_write_analysis(const Run *run, Error *error)
                                       .points = true,
                                       .y_high = 100},
                               error);
-    if (!status)
-        status = report_write(directory, "What tuning kept, and what it lost",
-                              "Held-out tasks were asked at every checkpoint, without any prompt.", NULL, 0, error);
+    if (!status) status = report_write(directory, ANALYSIS_TITLE, ANALYSIS_INTRODUCTION, NULL, 0, error);
     probe_curves_free(&curves);
     free(directory);
     return status;

@@ -177,7 +177,9 @@ static int align_points_of_run(const char *run, const char *task, AlignPoints *p
     }
     if (directory) closedir(directory);
     if (!status && p->count < 2)
-        status = error_set(error, EXIT_USAGE, "%s: no models in it (a run keeps them with --keep-checkpoints)", steps);
+        status =
+            error_set(error, EXIT_USAGE,
+                      "%s: no models in it (a run that trains the model keeps them with --keep-checkpoints)", steps);
     if (!status) qsort(p->points, p->count, sizeof *p->points, compare_points);
     free(steps);
     free(settings);
@@ -307,11 +309,7 @@ static int align_write(const char *directory, const AlignPoints *p, const cJSON 
     if (!status) status = file_write_text(path, text, error);
     if (!status) status = write_alignment_figure(directory, p, false, error);
     if (!status && with) status = write_alignment_figure(directory, p, true, error);
-    if (!status)
-        status = report_write(directory, "The task and its format",
-                              "Gradients on the task compared with gradients on the same inputs whose labels say "
-                              "nothing but the format.",
-                              NULL, 0, error);
+    if (!status) status = report_write(directory, ANALYSIS_TITLE, ANALYSIS_INTRODUCTION, NULL, 0, error);
     free(text);
     free(path);
     return status;

@@ -1,14 +1,17 @@
 /* compare.c: promot eval --compare: evaluations side by side, as the paper's Table 3. A part of chapter 10 of
  * promot.c, which includes it. */
 
-/* The analysis figure of a run beside whose results a path points: PATH/analysis/NAME.json, or PATH/../analysis/….
+/* The analysis figure of a run: of the one that a path is, or of the one in which it lies (RUN/eval).
  * To be freed; NULL: there is none. */
 static char *compared_figure(const char *path, const char *name)
 {
-    static const char *const places[] = {"analysis", "../analysis"};
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        char *figure = text_format("%s/%s/%s.json", path, places[i], name);
-        if (path_exists(figure)) return figure;
+    static const char *const runs[] = {"", "/.."};
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        char *figure = text_format("%s%s/analysis/%s.json", path, runs[i], name),
+             *settings = text_format("%s%s/run.json", path, runs[i]);
+        bool there = path_exists(figure) && path_exists(settings);
+        free(settings);
+        if (there) return figure;
         free(figure);
     }
     return NULL;
@@ -79,6 +82,16 @@ static int write_comparison(const char *directory, const cJSON *const *results, 
     return status;
 }
 
+/* Where the results are: DIR, or of a run RUN/eval, if they are there. */
+static char *evaluation_path(const char *directory)
+{
+    char *own = path_join(directory, "results.json"), *of_run = path_join(directory, "eval/results.json");
+    bool in_eval = !path_exists(own) && path_exists(of_run);
+    free(own);
+    free(of_run);
+    return in_eval ? path_join(directory, "eval") : text_format("%s", directory);
+}
+
 static int compare_runs(const Options *o, Error *error)
 {
     static const char *const names[] = {"text", "csv", "markdown"};
@@ -91,7 +104,7 @@ static int compare_runs(const Options *o, Error *error)
         const char *argument = o->list[OPT_COMPARE][i], *equals = strchr(argument, '=');
         if (!equals || path_exists(argument)) equals = NULL;
         labels[i] = text_format("%.*s", equals ? (int)(equals - argument) : (int)strlen(argument), argument);
-        paths[i] = text_format("%s", equals ? equals + 1 : argument);
+        paths[i] = evaluation_path(equals ? equals + 1 : argument);
         status = results_read(paths[i], &results[i], error);
     }
     while (strcmp(names[format], o->text[OPT_FORMAT]) != 0) format++;

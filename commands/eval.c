@@ -85,6 +85,12 @@ static int write_predictions(const Options *o, const char *task, size_t draw, co
     return status;
 }
 
+/* Does --prompt-tasks, or its absence, let this task have the prompt, or the LoRA? */
+static bool wants_prompt(const Options *o, const char *name)
+{
+    return !o->text[OPT_PROMPT_TASKS] || is_listed(o->text[OPT_PROMPT_TASKS], name);
+}
+
 /* One task at one number of shots, one draw of the examples. prompts: of this task, or NULL. */
 static int eval_task(const Options *o, const Model *model, const Tokenizer *tokenizer, const Prompts *prompts,
                      const TaskArgument *task, size_t shots, size_t draw, double *score, Error *error)
@@ -101,8 +107,9 @@ static int eval_task(const Options *o, const Model *model, const Tokenizer *toke
     if (!status) {
         if (!decoding.max_length) decoding.max_length = split.longest_target + EXTRA_TOKENS;
         if (!progress.quiet)
-            fprintf(stderr, "%s, %zu shots: %zu examples, longest input %zu ids%s\n", task->name, shots, split.count,
-                    split.longest_input, prompts ? ", with the prompt" : "");
+            fprintf(stderr, "%s, %zu-shot, draw %zu: %zu examples, longest input %zu ids%s%s\n", task->name, shots,
+                    draw + 1, split.count, split.longest_input, prompts ? ", with the prompt" : "",
+                    o->text[OPT_LORA] && wants_prompt(o, task->name) ? ", with the LoRA" : "");
         if (split.n_cut && !progress.quiet)
             fprintf(stderr, "warning: %s: %zu examples were longer than allowed and are cut\n", task->name,
                     split.n_cut);
@@ -115,12 +122,6 @@ static int eval_task(const Options *o, const Model *model, const Tokenizer *toke
     }
     encoded_free(&split);
     return status;
-}
-
-/* Does --prompt-tasks, or its absence, let this task have the prompt? */
-static bool wants_prompt(const Options *o, const char *name)
-{
-    return !o->text[OPT_PROMPT_TASKS] || is_listed(o->text[OPT_PROMPT_TASKS], name);
 }
 
 /* The path of a task's prompt, to be freed; NULL: it gets none. */

@@ -20,7 +20,7 @@ enum {
 /* id, name, kind, default (NULL: none), least, most (WHOLE, REAL), commands, argument or choices, help */
 /* clang-format off */
 #define OPTIONS(X) \
-    X(MODEL, "model", TEXT, NULL, 0, 0, FOR_MODEL, "DIR", "a Hugging Face T5 or mT5 directory")                            \
+    X(MODEL, "model", TEXT, NULL, 0, 0, FOR_MODEL, "DIR", "a Hugging Face T5 or mT5 directory, or a T5X checkpoint")                            \
     X(TASK, "task", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "NAME=PATH", "a task and its data; NAME.train=FILE, NAME.dev=FILE, NAME.test=FILE say the splits") \
     X(TASK_FILE, "task-file", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "FILE", "an own task, described in JSON")            \
     X(METHOD, "method", CHOICE, "promot", 0, 0, FOR_TRAIN, "promot|finetune|prompt|joint|random-prompt|lora|promot-lora", "how to train")   \
@@ -90,7 +90,7 @@ enum {
     X(FORMAT, "format", CHOICE, "text", 0, 0, FOR_EVAL, "text|csv|markdown", "of the table of --compare")                      \
     X(DRAWS, "draws", WHOLE, "1", 1, 1000, FOR_EVAL, "N", "draws of worked examples: the table has their mean and spread")   \
     X(LIMIT, "limit", WHOLE, "0", 0, 1e12, FOR_EVAL, "N", "examples of each task at most (0: all)")                        \
-    X(NORM_AVG_OVER, "norm-avg-over", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks of Norm. Avg. (default: those without the prompt)") \
+    X(NORM_AVG_OVER, "norm-avg-over", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks of Norm. Avg. (default: those without a prompt or LoRA)") \
     X(SHOW, "show", WHOLE, "0", 0, 1e9, FOR_TRAIN | FOR_EVAL, "N", "print the first N examples as the model will see them, and stop") \
     X(BEAMS, "beams", WHOLE, "4", 1, 64, FOR_DECODING, "K", "beams (1: greedy)")                                           \
     X(MAX_LENGTH, "max-length", WHOLE, "64", 1, 100000, FOR_GENERATE, "N", "generated tokens at most, EOS counted")        \

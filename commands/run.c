@@ -82,6 +82,20 @@ static int run_begin(const Options *o, const Device *dev, bool resumed, Error *e
     return status;
 }
 
+/* Is a directory empty, but for what a kill may have left there before the first run.json? */
+static bool holds_no_files(const char *path, bool pretrain)
+{
+    DIR *directory = opendir(path);
+    const struct dirent *entry;
+    bool empty = directory != NULL;
+    while (directory && (entry = readdir(directory)))
+        empty &= strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
+                 strncmp(entry->d_name, "run.json.", strlen("run.json.")) == 0 ||
+                 (pretrain && strcmp(entry->d_name, "vocabulary") == 0);
+    if (directory) closedir(directory);
+    return empty;
+}
+
 /* A new run needs a directory that is not there; a run to resume has a run.json (an empty directory is begun anew). */
 static int run_find(const Options *o, bool *resumed, Error *error)
 {
@@ -93,6 +107,8 @@ static int run_find(const Options *o, bool *resumed, Error *error)
     free(path);
     if (!*resumed && path_exists(o->text[OPT_OUT]) && !option_true(o, OPT_RESUME))
         return error_set(error, EXIT_USAGE, "%s: exists already (--resume continues a run)", o->text[OPT_OUT]);
+    if (!*resumed && path_exists(o->text[OPT_OUT]) && !holds_no_files(o->text[OPT_OUT], o->which == FOR_PRETRAIN))
+        return error_set(error, EXIT_USAGE, "%s: is no run to resume (expected a run.json in it)", o->text[OPT_OUT]);
     return 0;
 }
 
@@ -280,11 +296,11 @@ static int announce(Run *run, Error *error)
         const TaskStream *train = &run->tasks[i].train;
         fprintf(stderr, "%s: %zu training examples, longest input %zu ids", run->tasks[i].name, train->count,
                 train->longest_input);
-        if (train->n_encoded < train->count) fprintf(stderr, " (among the %zu looked at)", train->n_encoded);
+        if (train->n_seen < train->count) fprintf(stderr, " (of the %zu looked at beforehand)", train->n_seen);
         fputc('\n', stderr);
         if (train->n_cut)
             fprintf(stderr, "warning: %s: %zu of %zu training examples were longer than allowed and are cut\n",
-                    run->tasks[i].name, train->n_cut, train->n_encoded);
+                    run->tasks[i].name, train->n_cut, train->n_seen);
     }
     return status;
 }

@@ -4,6 +4,7 @@
 /* One --task: its name, and where its splits are. */
 typedef struct {
     char *name;
+    const char *option; /* "task" or "probe" */
     const char *path, *train, *dev, *test;
     Task *task;
     TaskData data;
@@ -73,6 +74,7 @@ static int parse_task_arguments(const Options *o, OptionId id, TaskArgument **ta
         if (!task) {
             task = &(*tasks)[(*count)++];
             task->name = text_format("%.*s", (int)length, name);
+            task->option = option;
         }
         place = argument_place(task, name, &length);
         free(name);
@@ -93,19 +95,13 @@ static int parse_task_arguments(const Options *o, OptionId id, TaskArgument **ta
 static Dataset *open_split(const TaskArgument *task, Split split, Error *error)
 {
     const char *named = split == SPLIT_TRAIN ? task->train : split == SPLIT_TEST && task->test ? task->test : task->dev;
-    Dataset *rows;
     if (!named && !task->path) {
-        error_set(error, EXIT_USAGE, "--task: %s.%s=FILE is needed (or %s=PATH)", task->name,
-                  split == SPLIT_TRAIN ? "train" : "dev", task->name);
+        error_set(error, EXIT_USAGE, "--%s: %s.%s=FILE is needed%s (or %s=PATH)", task->option, task->name,
+                  split == SPLIT_TRAIN ? "train" : "dev", split == SPLIT_TRAIN ? " to draw worked examples from" : "",
+                  task->name);
         return NULL;
     }
-    rows = dataset_open(task->task, named ? named : task->path, split, error);
-    if (rows && dataset_count(rows) == 0) {
-        error_set(error, EXIT_USAGE, "--task: %s: no examples in %s", task->name, named ? named : task->path);
-        dataset_close(rows);
-        rows = NULL;
-    }
-    return rows;
+    return dataset_open(task->task, named ? named : task->path, split, error);
 }
 
 /* Opens the split that is scored and, when it is needed, the training split. A file given as NAME=FILE is both, and is

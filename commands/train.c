@@ -97,7 +97,7 @@ static int prompts_from_files(const Options *o, Run *run, Error *error)
     int status = 0;
     for (size_t i = 0; !status && i < run->n_tasks; i++) {
         char *path = prompt_path(o->text[OPT_PROMPT], run->tasks[i].name);
-        Prompts first;
+        Prompts first = {0};
         if (!path)
             return error_set(error, EXIT_USAGE, "--prompt: no prompt for %s in %s", run->tasks[i].name,
                              o->text[OPT_PROMPT]);

@@ -49,10 +49,11 @@ typedef struct {
 /* task NULL: Norm. Avg. */
 static Score score_of(const cJSON *results, const char *task, size_t shots)
 {
-    if (!task) return (Score){finite_number(at_shots(member(results, "norm_avg"), shots)), NAN};
-    const cJSON *found = member(member(results, "tasks"), task);
-    Score score = {.mean = finite_number(at_shots(member(found, "scores"), shots)), .sd = NAN};
-    if (isfinite(score.mean)) score.sd = finite_number(member(at_shots(member(found, "spread"), shots), "sd"));
+    const cJSON *found = task ? member(member(results, "tasks"), task) : results;
+    const cJSON *means = member(found, task ? "scores" : "norm_avg");
+    const cJSON *spreads = member(found, task ? "spread" : "norm_avg_spread");
+    Score score = {.mean = finite_number(at_shots(means, shots)), .sd = NAN};
+    if (isfinite(score.mean)) score.sd = finite_number(member(at_shots(spreads, shots), "sd"));
     return score;
 }
 
@@ -246,10 +247,11 @@ static void put_csv_head(TextBuffer *out, const Table *table)
     for (size_t c = 0; c < table->n_columns; c++) {
         const Column *column = &table->columns[c];
         text_put(out, ",");
-        text_put_csv(out, column->task ? column->task : "norm_avg");
+        const char *title = column->task ? column->task : "norm_avg";
+        text_put_csv(out, title);
         if (!column->has_spread) continue;
         TextBuffer name = {0};
-        text_put(&name, column->task);
+        text_put(&name, title);
         text_put(&name, "_sd");
         char *text = text_take(&name);
         text_put(out, ",");
@@ -399,6 +401,7 @@ static bool is_spread(const cJSON *spread)
 static int check_results(const cJSON *json, const char *path, Error *error)
 {
     const cJSON *tasks = member(json, "tasks"), *average = member(json, "norm_avg"), *task;
+    const cJSON *average_spread = member(json, "norm_avg_spread");
     if (!json) return malformed(path, NULL, "JSON", error);
     if (!cJSON_IsObject(tasks)) return malformed(path, NULL, "an object \"tasks\"", error);
     cJSON_ArrayForEach(task, tasks)
@@ -412,6 +415,8 @@ static int check_results(const cJSON *json, const char *path, Error *error)
             return malformed(path, task->string, "\"spread\" as {\"sd\", \"draws\"} by shots", error);
     }
     if (average && !are_scores(average)) return malformed(path, NULL, "\"norm_avg\" as numbers by shots", error);
+    if (average_spread && !is_spread(average_spread))
+        return malformed(path, NULL, "\"norm_avg_spread\" as {\"sd\", \"draws\"} by shots", error);
     return 0;
 }
 

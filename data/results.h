@@ -1,8 +1,9 @@
 /* results.h: tables over several results of `promot eval --out DIR`.
  *
  * results.json: {"tasks": {NAME: {"metric", "n", "scores": {SHOTS: score},
- *                                "spread": {SHOTS: {"sd", "draws": [score]}}}}, "norm_avg": {SHOTS: score}}
- * "spread" is there when several draws of the worked examples were evaluated. */
+ *                                "spread": {SHOTS: {"sd", "draws": [score]}}}}, "norm_avg": {SHOTS: score},
+ *                "norm_avg_spread": as "spread"}
+ * The spreads are there when several draws of the worked examples were evaluated. */
 #ifndef PROMOT_RESULTS_H
 #define PROMOT_RESULTS_H
 

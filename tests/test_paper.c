@@ -912,6 +912,28 @@ static void test_draws(void)
 }
 
 /* Evaluations side by side: what is printed and written is data/results.c's table of the two, under their names. */
+/* Resuming is for runs: what else lies in a directory is not touched. */
+static void test_no_run_to_resume(void)
+{
+    char *text;
+    if (!fixture()) return;
+    mkdir(SCRATCH "/keep", 0777);
+    mkdir(SCRATCH "/keep/model", 0777);
+    Error error = {0};
+    CHECK(file_write_text(SCRATCH "/keep/model/thesis.txt", "years", &error) == 0, "%s", error.text);
+    CHECK(promot("train --resume --model " SCRATCH "/model --task-file " SCRATCH "/toy.json --task toy=" SCRATCH
+                 "/data --out " SCRATCH "/keep") == 2 &&
+              errors_contain("no run to resume") && error_lines() == 1,
+          "not refused");
+    text = read_text(SCRATCH "/keep/model/thesis.txt");
+    CHECK(strcmp(text, "years") == 0, "thesis.txt: %s", text);
+    free(text);
+    CHECK(promot("train --model " SCRATCH "/model --task-file " SCRATCH "/toy.json --task toy=" SCRATCH
+                 "/data --prompt " SCRATCH "/nowhere --out " SCRATCH "/none") == 2 &&
+              errors_contain("nowhere") && error_lines() == 1,
+          "a prompt that is not there");
+}
+
 static void test_compare(void)
 {
     static const char *const formats[] = {"text", "csv", "markdown"}, *const files[] = {"txt", "csv", "md"};
@@ -1268,6 +1290,7 @@ static const Test tests[] = {
     {"prompts_of_several_tasks", test_prompts_of_several_tasks},
     {"sequential_tasks", test_sequential_tasks},
     {"draws", test_draws},
+    {"no_run_to_resume", test_no_run_to_resume},
     {"compare", test_compare},
     {"splits_to_score", test_splits_to_score},
     {"worked_examples", test_worked_examples},
