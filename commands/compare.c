@@ -105,7 +105,10 @@ static int compare_runs(const Options *o, Error *error)
         if (!equals || path_exists(argument)) equals = NULL;
         labels[i] = text_format("%.*s", equals ? (int)(equals - argument) : (int)strlen(argument), argument);
         paths[i] = evaluation_path(equals ? equals + 1 : argument);
-        status = results_read(paths[i], &results[i], error);
+        for (size_t k = 0; !status && k < i; k++)
+            if (strcmp(labels[k], labels[i]) == 0)
+                status = error_set(error, EXIT_USAGE, "--compare: expected different names, found %s again", labels[i]);
+        if (!status) status = results_read(paths[i], &results[i], error);
     }
     while (strcmp(names[format], o->text[OPT_FORMAT]) != 0) format++;
     if (!status && o->text[OPT_OUT])

@@ -27,6 +27,10 @@ static int parse_shots(const char *text, ShotTable *table, Error *error)
                          ? error_set(error, EXIT_USAGE, "--shots: expected at most %d numbers", MAX_SHOT_COUNTS)
                          : parse_count(one, "shots", &table->shots[table->n_shots++], error);
         free(one);
+        for (size_t s = 0; !status && s + 1 < table->n_shots; s++)
+            if (table->shots[s] == table->shots[table->n_shots - 1])
+                status = error_set(error, EXIT_USAGE, "--shots: expected each number once, found %zu again",
+                                   table->shots[s]);
         if (status) return -1;
     }
     return 0;
@@ -312,6 +316,18 @@ static int eval_one(const Options *o, const Model *model, const Tokenizer *token
     return status;
 }
 
+/* --out. The predictions of an earlier evaluation there, whose results this one replaces, go. */
+static int eval_make_directory(const Options *o, Error *error)
+{
+    char *results = path_join(o->text[OPT_OUT], "results.json"),
+         *predictions = path_join(o->text[OPT_OUT], "predictions");
+    int status = directory_create(o->text[OPT_OUT], error);
+    if (!status && path_exists(results)) status = directory_remove(predictions, error);
+    free(results);
+    free(predictions);
+    return status;
+}
+
 static int eval_with(const Options *o, const Model *model, const Tokenizer *tokenizer, Error *error)
 {
     TaskArgument *tasks = NULL;
@@ -322,7 +338,7 @@ static int eval_with(const Options *o, const Model *model, const Tokenizer *toke
     if (!status) status = check_task_list(o, OPT_PROMPT_TASKS, tasks, count, error);
     if (!status) status = check_task_list(o, OPT_NORM_AVG_OVER, tasks, count, error);
     if (!status) status = check_prompts(o, tasks, count, error);
-    if (!status && o->text[OPT_OUT] && !option_size(o, OPT_SHOW)) status = directory_create(o->text[OPT_OUT], error);
+    if (!status && o->text[OPT_OUT] && !option_size(o, OPT_SHOW)) status = eval_make_directory(o, error);
     if (!status) table.scores = host_alloc(count * table.n_shots * table.n_draws, sizeof *table.scores);
     for (size_t i = 0; !status && i < count; i++) status = eval_one(o, model, tokenizer, tasks, i, &table, error);
     if (!status && !option_size(o, OPT_SHOW)) status = eval_finish(o, tasks, count, &table, error);

@@ -65,23 +65,6 @@ static int run_lock(const char *path, Error *error)
     return -1;
 }
 
-/* Begins a run's directory, or checks that it is one to resume. Returns the lock's file descriptor, -1 on an error. */
-static int run_begin(const Options *o, const Device *dev, bool resumed, Error *error)
-{
-    const char *out = o->text[OPT_OUT];
-    char *path = path_join(out, "run.json"), *text;
-    int status = 0;
-    if (!resumed) {
-        status = directory_create(out, error);
-        text = run_json(o, dev);
-        if (!status) status = file_write_text(path, text, error);
-        free(text);
-    }
-    if (!status) status = run_lock(path, error);
-    free(path);
-    return status;
-}
-
 /* Is a directory empty, but for what a kill may have left there before the first run.json? */
 static bool holds_no_files(const char *path, bool pretrain)
 {
@@ -94,6 +77,44 @@ static bool holds_no_files(const char *path, bool pretrain)
                  (pretrain && strcmp(entry->d_name, "vocabulary") == 0);
     if (directory) closedir(directory);
     return empty;
+}
+
+/* Makes a new run's directory. It must not be there by now, for another process may have begun in it since run_find
+ * looked; but an empty one may be resumed, and pretraining has put its vocabulary there. */
+static int run_make_directory(const Options *o, Error *error)
+{
+    char *path = text_format("%s", o->text[OPT_OUT]), *slash;
+    int status = 0;
+    for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) path[n - 1] = '\0';
+    if ((slash = strrchr(path, '/')) && slash != path) {
+        *slash = '\0';
+        status = directory_create(path, error);
+        *slash = '/';
+    }
+    if (!status && mkdir(path, 0777) != 0 &&
+        !(errno == EEXIST && (option_true(o, OPT_RESUME) || o->which == FOR_PRETRAIN) &&
+          holds_no_files(path, o->which == FOR_PRETRAIN)))
+        status = path_exists(path) ? error_set(error, EXIT_USAGE, "%s: exists already (--resume continues a run)", path)
+                                   : error_set(error, EXIT_FAILED, "%s: cannot be made: %s", path, strerror(errno));
+    free(path);
+    return status;
+}
+
+/* Begins a run's directory, or checks that it is one to resume. Returns the lock's file descriptor, -1 on an error. */
+static int run_begin(const Options *o, const Device *dev, bool resumed, Error *error)
+{
+    const char *out = o->text[OPT_OUT];
+    char *path = path_join(out, "run.json"), *text;
+    int status = 0;
+    if (!resumed) {
+        status = run_make_directory(o, error);
+        text = run_json(o, dev);
+        if (!status) status = file_write_text(path, text, error);
+        free(text);
+    }
+    if (!status) status = run_lock(path, error);
+    free(path);
+    return status;
 }
 
 /* A new run needs a directory that is not there; a run to resume has a run.json (an empty directory is begun anew). */

@@ -212,6 +212,9 @@ static int check_own_keys(const cJSON *json, const char *file, Error *error)
     {
         bool known = false;
         for (size_t i = 0; i < sizeof OWN_KEYS / sizeof *OWN_KEYS; i++) known |= strcmp(OWN_KEYS[i], item->string) == 0;
+        for (const cJSON *other = item->next; other; other = other->next)
+            if (strcmp(other->string, item->string) == 0)
+                return error_set(error, EXIT_USAGE, "%s: the key \"%.100s\" stands there twice", file, item->string);
         if (!known)
             return error_set(
                 error, EXIT_USAGE,

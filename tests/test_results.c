@@ -248,7 +248,27 @@ static void test_malformed(void)
     }
 }
 
+/* The average's spread over the draws stands in the table like that of a task. */
+static void test_spread_of_the_average(void)
+{
+    cJSON *json = cJSON_Parse("{\"tasks\": {\"qa\": {\"metric\": \"trivia-em\", \"n\": 5, \"scores\": {\"1\": 50}}},"
+                              "\"norm_avg\": {\"1\": 50},"
+                              "\"norm_avg_spread\": {\"1\": {\"sd\": 1.5, \"draws\": [49, 51]}}}");
+    const char *label = "run";
+    Error ignored;
+    char *csv, *text;
+    CHECK(json && check_results(json, "here", &ignored) == 0, "refused");
+    csv = results_compare((const cJSON *const *)&json, &label, 1, TABLE_CSV);
+    text = results_compare((const cJSON *const *)&json, &label, 1, TABLE_TEXT);
+    CHECK(csv && strcmp(csv, "shots,run,qa,norm_avg,norm_avg_sd\n1,run,50.00,50.00,1.50\n") == 0, "%s", csv);
+    CHECK(text && strstr(text, "50.00 ± 1.50"), "%s", text);
+    free(csv);
+    free(text);
+    cJSON_Delete(json);
+}
+
 static const Test TESTS[] = {
+    {"spread_of_the_average", test_spread_of_the_average},
     {"text", test_text},
     {"csv", test_csv},
     {"markdown", test_markdown},
