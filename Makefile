@@ -21,7 +21,7 @@ OPENMP    = -fopenmp
 endif
 
 DATA      = checkpoint dataset dataset_files files lora_file metrics options prompt_file report results \
-            safetensors t5x task_rows tasks text_buffer torch_file unicode_text
+            safetensors study_report t5x task_rows tasks text_buffer torch_file unicode_text
 HEADERS   = promot.h $(wildcard data/*.h data/demo/*.h tokenizer/*.h tests/*.h)
 TESTS     = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c)) fuzz_formats
 # These run a second time with every number a double, for finite differences.
@@ -57,8 +57,11 @@ $(B)/tokenizer.o: tokenizer/tokenizer.cc $(HEADERS) | setup
 	$(CXX_) $(EXTRA) -c $< -o $@
 
 $(B)/%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
-	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -c $< -o $@.o
+	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DBUILD='"$(B)"' -c $< -o $@.o
 	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/libparts.a $(LIBS) -o $@
+
+# It pretrains on the small world's text.
+$(B)/test_train: $(B)/world
 
 $(B)/double_%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
 	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DPROMOT_DOUBLE -c $< -o $@.o
@@ -68,9 +71,10 @@ $(B)/double_%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
 setup:
 	@mkdir -p $(B) build && CC="$(CC)" CXX="$(CXX)" sh tests/setup.sh
 
-# The main job on an embedded default: see data/demo.
-demo: promot $(B)/world
-	@sh data/demo/demo.sh
+# The main job on an embedded default: the paper's claim in miniature (commands/study_jobs.c).
+demo: promot
+	@rm -rf out/demo
+	@./promot study --out out/demo
 
 $(B)/world: data/demo/world.c data/demo/words.h | setup
 	$(C) $< -o $@

@@ -46,6 +46,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef __AVX512BF16__
@@ -62,6 +63,7 @@
 #include "data/prompt_file.h"
 #include "data/report.h"
 #include "data/results.h"
+#include "data/study_report.h"
 
 #define PROMOT_VERSION "0.1.0"
 
@@ -4919,7 +4921,8 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
  * `shown` by (seed, its number), never itself; `ending` (or "") goes behind it. */
 typedef struct {
     const Task *task;
-    const Dataset *rows, *shown; /* shown: the training split; NULL without shots */
+    const Dataset *rows, *shown; /* shown: the training split, or another task's; NULL without shots */
+    bool same_rows;              /* number i of `shown` is number i of `rows` */
     const Tokenizer *tokenizer;
     const T5Config *config;
     size_t max_input, max_target; /* ids at most, EOS counted; 0: any number */
@@ -4958,7 +4961,7 @@ static int encode_with_eos(const Tokenizer *tokenizer, const T5Config *config, c
 static int encoder_check(const TaskEncoder *e, Error *error)
 {
     size_t count = e->shots ? dataset_count(e->shown) : 0;
-    if (count && e->shown == e->rows) count--; /* never itself */
+    if (count && e->same_rows) count--; /* never itself */
     return count >= e->shots
                ? 0
                : error_set(error, EXIT_USAGE, "%s: --shots %zu (expected at least as many examples to show, found %zu)",
@@ -4975,7 +4978,7 @@ static int input_with_shots(const TaskEncoder *e, size_t i, const Example *examp
     int status = 0;
     for (uint64_t attempt = 0; drawn < e->shots; attempt++) {
         size_t at = (size_t)(random_uniform(random_fold(e->seed, i), attempt) * (double)dataset_count(e->shown));
-        bool again = e->shown == e->rows && at == i;
+        bool again = e->same_rows && at == i;
         for (size_t k = 0; k < drawn; k++) again |= numbers[k] == at;
         if (!again) numbers[drawn++] = at;
     }
@@ -6794,6 +6797,9 @@ static int run_write_analysis(const Run *run, Error *error)
 #include "commands/compare.c"
 #include "commands/eval.c"
 #include "commands/align.c"
+#include "commands/study_jobs.c"
+#include "commands/study_results.c"
+#include "commands/study.c"
 
 /* --- the program */
 
@@ -6820,6 +6826,8 @@ static const struct {
      "promot align --run run --task rte=RTE"},
     {"pretrain", FOR_PRETRAIN, command_pretrain, "span corruption on a text",
      "promot pretrain --config config.json --train-vocab 1000 --text text.txt --out run"},
+    {"study", FOR_STUDY, command_study, "the paper's claim in miniature, from training to the report",
+     "promot study --out study"},
 };
 
 static void print_help(void)
@@ -6850,6 +6858,7 @@ static int run_command(int argc, char **argv, Error *error)
     if (strcmp(argv[1], "--version") == 0) return puts("promot " PROMOT_VERSION), 0;
     while (command < n && strcmp(commands[command].name, argv[1]) != 0) command++;
     if (command == n) return error_set(error, EXIT_USAGE, "%s: no such command (promot --help lists them)", argv[1]);
+    o.program = argv[0];
     o.command = commands[command].name;
     o.which = commands[command].which;
     status = options_parse(&o, argc - 2, argv + 2, error);

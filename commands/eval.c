@@ -5,6 +5,7 @@ enum { MAX_SHOT_COUNTS = 16 };
 /* What an evaluation measures: scores [task, number of shots, draw]. Without shots there is one draw only. */
 typedef struct {
     size_t shots[MAX_SHOT_COUNTS], n_shots, n_draws;
+    const TaskArgument *examples_of; /* whose examples are shown; NULL: each task's own */
     double *scores;
 } ShotTable;
 
@@ -34,6 +35,38 @@ static int parse_shots(const char *text, ShotTable *table, Error *error)
         if (status) return -1;
     }
     return 0;
+}
+
+static bool has_shots(const ShotTable *table)
+{
+    bool some = false;
+    for (size_t s = 0; s < table->n_shots; s++) some |= table->shots[s] > 0;
+    return some;
+}
+
+/* --examples-of, whose training split is opened first of all: every task's inputs need it. */
+static int find_examples(const Options *o, TaskArgument *tasks, size_t count, ShotTable *table, Error *error)
+{
+    const char *name = o->text[OPT_EXAMPLES_OF];
+    if (!name) return 0;
+    if (!has_shots(table))
+        return error_set(error, EXIT_USAGE, "--examples-of: expected a number of --shots above 0, found %s",
+                         o->text[OPT_SHOTS]);
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(tasks[i].name, name) == 0) {
+            table->examples_of = &tasks[i];
+            return open_splits(&tasks[i], SPLIT_TEST, true, error);
+        }
+    return error_set(error, EXIT_USAGE, "--examples-of: expected the name of one of the tasks, found %s", name);
+}
+
+/* The examples come from the training split of `from`. When that is the very file of the rows, they have the same
+ * numbers, and the row must not be shown its own answer, in whichever task's words. */
+static void show_examples_of(TaskEncoder *e, const TaskArgument *task, const TaskArgument *from)
+{
+    const char *rows = split_path(task, SPLIT_TEST), *shown = split_path(from, SPLIT_TRAIN);
+    e->shown = from->data.train_rows;
+    e->same_rows = strcmp(rows, shown) == 0 && !path_is_directory(rows);
 }
 
 /* One line of a predictions file. */
@@ -95,10 +128,12 @@ static bool wants_prompt(const Options *o, const char *name)
     return !o->text[OPT_PROMPT_TASKS] || is_listed(o->text[OPT_PROMPT_TASKS], name);
 }
 
-/* One task at one number of shots, one draw of the examples. prompts: of this task, or NULL. */
+/* One task at number s of the numbers of shots, one draw of the examples. prompts: of this task, or NULL. */
 static int eval_task(const Options *o, const Model *model, const Tokenizer *tokenizer, const Prompts *prompts,
-                     const TaskArgument *task, size_t shots, size_t draw, double *score, Error *error)
+                     const TaskArgument *task, const ShotTable *table, size_t s, size_t draw, double *score,
+                     Error *error)
 {
+    size_t shots = table->shots[s];
     TaskEncoder e = task_encoder(o, &model->config, tokenizer, &task->data, false, shots, prompts ? 0 : -1);
     DecodeSettings decoding = decode_settings(o, option_size(o, OPT_EVAL_MAX_LENGTH));
     Progress progress = progress_begin(option_true(o, OPT_QUIET), 0);
@@ -106,6 +141,7 @@ static int eval_task(const Options *o, const Model *model, const Tokenizer *toke
     Evaluation outputs;
     int status;
     if (draw) e.seed = random_fold(e.seed, 1000 + draw);
+    if (shots && table->examples_of) show_examples_of(&e, task, table->examples_of);
     if (option_size(o, OPT_SHOW)) return show_examples(task->name, &e, option_size(o, OPT_SHOW), error);
     status = encode_split(&split, &e, option_size(o, OPT_LIMIT), error);
     if (!status) {
@@ -298,18 +334,17 @@ static int eval_one(const Options *o, const Model *model, const Tokenizer *token
 {
     Prompts prompts = {0};
     char *path = eval_prompt_path(o, tasks[i].name);
-    bool shots = false;
-    int status;
-    for (size_t s = 0; s < table->n_shots; s++) shots |= table->shots[s] > 0;
+    int status = 0;
     if (o->text[OPT_LORA] && wants_prompt(o, tasks[i].name))
         lora_merge(model);
     else
         lora_unmerge(model);
-    status = open_splits(&tasks[i], SPLIT_TEST, shots, error);
+    if (!tasks[i].data.rows)
+        status = open_splits(&tasks[i], SPLIT_TEST, has_shots(table) && !table->examples_of, error);
     if (!status && path) status = prompts_open(&prompts, model, path, error);
     for (size_t s = 0; !status && s < table->n_shots; s++)
         for (size_t d = 0; !status && d < draws_of(table, s); d++)
-            status = eval_task(o, model, tokenizer, path ? &prompts : NULL, &tasks[i], table->shots[s], d,
+            status = eval_task(o, model, tokenizer, path ? &prompts : NULL, &tasks[i], table, s, d,
                                score_at(table, i, s, d), error);
     prompts_free(&prompts);
     free(path);
@@ -338,6 +373,7 @@ static int eval_with(const Options *o, const Model *model, const Tokenizer *toke
     if (!status) status = check_task_list(o, OPT_PROMPT_TASKS, tasks, count, error);
     if (!status) status = check_task_list(o, OPT_NORM_AVG_OVER, tasks, count, error);
     if (!status) status = check_prompts(o, tasks, count, error);
+    if (!status) status = find_examples(o, tasks, count, &table, error);
     if (!status && o->text[OPT_OUT] && !option_size(o, OPT_SHOW)) status = eval_make_directory(o, error);
     if (!status) table.scores = host_alloc(count * table.n_shots * table.n_draws, sizeof *table.scores);
     for (size_t i = 0; !status && i < count; i++) status = eval_one(o, model, tokenizer, tasks, i, &table, error);

@@ -11,8 +11,9 @@ enum {
     FOR_EVAL = 64,
     FOR_PRETRAIN = 128,
     FOR_ALIGN = 256,
-    FOR_ALL = 511,
-    FOR_MODEL = FOR_ALL & ~FOR_SCORE,
+    FOR_STUDY = 512,
+    FOR_ALL = 1023,
+    FOR_MODEL = FOR_ALL & ~FOR_SCORE & ~FOR_STUDY,
     FOR_TRAINING = FOR_TRAIN | FOR_PRETRAIN,
     FOR_DECODING = FOR_GENERATE | FOR_TRAIN | FOR_EVAL
 };
@@ -21,11 +22,15 @@ enum {
 /* clang-format off */
 #define OPTIONS(X) \
     X(MODEL, "model", TEXT, NULL, 0, 0, FOR_MODEL, "DIR", "a Hugging Face T5 or mT5 directory, or a T5X checkpoint")                            \
+    X(STUDY_MODEL, "model", LIST, NULL, 0, 0, FOR_STUDY, "DIR", "a small pretrained model (default: data/demo/model); further ones repeat the main result") \
+    X(TASKS, "tasks", TEXT, NULL, 0, 0, FOR_STUDY, "DIR", "the task files that build/world writes (default: data/demo/tasks)") \
+    X(SEEDS, "seeds", WHOLE, "0", 0, 1000, FOR_STUDY, "N", "how many seeds, from --seed on (0: 3, with --full 10)")           \
+    X(FULL, "full", FLAG, NULL, 0, 0, FOR_STUDY, NULL, "the paper's controls and the paper's own settings too")              \
     X(TASK, "task", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "NAME=PATH", "a task and its data; NAME.train=FILE, NAME.dev=FILE, NAME.test=FILE say the splits") \
     X(TASK_FILE, "task-file", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "FILE", "an own task, described in JSON")            \
     X(METHOD, "method", CHOICE, "promot", 0, 0, FOR_TRAIN, "promot|finetune|prompt|joint|random-prompt|lora|promot-lora", "how to train")   \
-    X(OUT, "out", TEXT, NULL, 0, 0, FOR_DUMP | FOR_TRAINING | FOR_EVAL | FOR_ALIGN, "PATH", "where results go")                        \
-    X(RESUME, "resume", FLAG, NULL, 0, 0, FOR_TRAINING, NULL, "continue a run that was stopped")                           \
+    X(OUT, "out", TEXT, NULL, 0, 0, FOR_DUMP | FOR_TRAINING | FOR_EVAL | FOR_ALIGN | FOR_STUDY, "PATH", "where results go")                        \
+    X(RESUME, "resume", FLAG, NULL, 0, 0, FOR_TRAINING | FOR_STUDY, NULL, "continue a run that was stopped")                           \
     X(PROMPT, "prompt", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "PATH", "a soft prompt: a PEFT directory or a NumPy file; a directory of such, each under its task's name (train: skips stage 1)") \
     X(PROMPT_TASKS, "prompt-tasks", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks that get the prompt or the LoRA (default: all)")     \
     X(PROMPT_LENGTH, "prompt-length", WHOLE, "100", 1, 10000, FOR_TRAIN | FOR_INFO, "P", "rows of a prompt")               \
@@ -69,6 +74,7 @@ enum {
     X(DECAY_RATE, "decay-rate", REAL, "0.8", 1e-9, 1e3, FOR_TRAINING | FOR_DUMP, "R", "Adafactor's memory: 1 - (step+1)^-R") \
     X(CLIP, "clip", REAL, "1", 1e-9, 1e9, FOR_TRAINING | FOR_DUMP, "R", "Adafactor's largest root mean square of an update") \
     X(SHOTS, "shots", TEXT, "0", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "K", "worked examples in front of each input (eval: a list, as 0,1,4)") \
+    X(EXAMPLES_OF, "examples-of", TEXT, NULL, 0, 0, FOR_EVAL, "NAME", "put this task's worked examples in front of every task's inputs, not their own: does the ability come from the context?") \
     X(SEPARATOR, "separator", TEXT, " ", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "TEXT", "between worked examples")                    \
     X(ENDING, "input-ending", TEXT, "", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN | FOR_GENERATE, "TEXT", "behind every input, e.g. \" <extra_id_0>\" for a model that was only pretrained") \
     X(MAX_INPUT, "max-input-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "N", "ids of an input at most, EOS counted (0: 1024 for summaries, as the paper, else any number)") \

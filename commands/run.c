@@ -8,14 +8,14 @@ static bool is_not_recorded(size_t id)
            id == OPT_THREADS || id == OPT_OUT;
 }
 
-static char *run_json(const Options *o, const Device *dev)
+static char *run_json(const Options *o, int threads)
 {
     cJSON *json = cJSON_CreateObject();
     char *text;
     cJSON_AddStringToObject(json, "promot", PROMOT_VERSION);
     cJSON_AddStringToObject(json, "command", o->command);
     cJSON_AddStringToObject(json, "compiler", __VERSION__);
-    cJSON_AddNumberToObject(json, "threads", device_threads(dev));
+    cJSON_AddNumberToObject(json, "threads", threads);
     options_record(o, is_not_recorded, cJSON_AddObjectToObject(json, "settings"));
     text = cJSON_Print(json);
     cJSON_Delete(json);
@@ -101,14 +101,14 @@ static int run_make_directory(const Options *o, Error *error)
 }
 
 /* Begins a run's directory, or checks that it is one to resume. Returns the lock's file descriptor, -1 on an error. */
-static int run_begin(const Options *o, const Device *dev, bool resumed, Error *error)
+static int run_begin(const Options *o, int threads, bool resumed, Error *error)
 {
     const char *out = o->text[OPT_OUT];
     char *path = path_join(out, "run.json"), *text;
     int status = 0;
     if (!resumed) {
         status = run_make_directory(o, error);
-        text = run_json(o, dev);
+        text = run_json(o, threads);
         if (!status) status = file_write_text(path, text, error);
         free(text);
     }

@@ -92,16 +92,23 @@ static int parse_task_arguments(const Options *o, OptionId id, TaskArgument **ta
     return 0;
 }
 
-static Dataset *open_split(const TaskArgument *task, Split split, Error *error)
+/* The file of a split, or where it is looked for; NULL: nothing says it. */
+static const char *split_path(const TaskArgument *task, Split split)
 {
     const char *named = split == SPLIT_TRAIN ? task->train : split == SPLIT_TEST && task->test ? task->test : task->dev;
-    if (!named && !task->path) {
+    return named ? named : task->path;
+}
+
+static Dataset *open_split(const TaskArgument *task, Split split, Error *error)
+{
+    const char *path = split_path(task, split);
+    if (!path) {
         error_set(error, EXIT_USAGE, "--%s: %s.%s=FILE is needed%s (or %s=PATH)", task->option, task->name,
                   split == SPLIT_TRAIN ? "train" : "dev", split == SPLIT_TRAIN ? " to draw worked examples from" : "",
                   task->name);
         return NULL;
     }
-    return dataset_open(task->task, named ? named : task->path, split, error);
+    return dataset_open(task->task, path, split, error);
 }
 
 /* Opens the split that is scored and, when it is needed, the training split. A file given as NAME=FILE is both, and is
@@ -126,6 +133,7 @@ static TaskEncoder task_encoder(const Options *o, const T5Config *config, const 
     return (TaskEncoder){.task = data->task,
                          .rows = training ? data->train_rows : data->rows,
                          .shown = shots ? data->train_rows : NULL,
+                         .same_rows = training || data->train_rows == data->rows,
                          .tokenizer = tokenizer,
                          .config = config,
                          .max_input = max_input ? max_input : task_max_input(data->task),

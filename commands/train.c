@@ -206,14 +206,14 @@ static int train_with(const Options *o, Run *run, bool resumed, Error *error)
     int lock = -1, status = 0;
     bool restore;
     /* A run is locked before its state is read; a new one is announced before its directory is made. */
-    if (resumed && (lock = run_begin(o, run->model->dev, true, error)) < 0) status = -1;
+    if (resumed && (lock = run_begin(o, device_threads(run->model->dev), true, error)) < 0) status = -1;
     if (!status && resumed && run_is_done(o))
         status = error_set(error, EXIT_USAGE, "%s: another process has just finished this run", run->directory);
     restore = !status && resumed && path_exists(state);
     if (restore) status = state_read(run, state, true, NULL, error);
     free(state);
     if (!status) status = announce(run, error);
-    if (!status && !resumed && (lock = run_begin(o, run->model->dev, false, error)) < 0) status = -1;
+    if (!status && !resumed && (lock = run_begin(o, device_threads(run->model->dev), false, error)) < 0) status = -1;
     if (!status) status = run_execute(run, resumed, error);
     if (!status) {
         cJSON *results = run_results(run);

@@ -27,7 +27,7 @@ enum { MAX_OPTIONS = 160 };
 typedef struct {
     const Option *table; /* [count] */
     size_t count;
-    const char *command;
+    const char *program, *command; /* argv[0] and argv[1] */
     unsigned which;                /* the command's bit */
     const char *text[MAX_OPTIONS]; /* NULL: not given, and no default */
     bool given[MAX_OPTIONS];

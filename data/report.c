@@ -126,8 +126,9 @@ typedef struct {
     Axis x, y;
     double left, right, top, bottom; /* the plane */
     double height;                   /* of the picture */
-    double *label_y;                 /* [count]: where the names stand, right of the plane */
-    bool empty;                      /* there is nothing to draw in the plane */
+    int width;
+    double *label_y; /* [count]: where the names stand, right of the plane */
+    bool empty;      /* there is nothing to draw in the plane */
 } Frame;
 
 static double pixel_x(const Frame *frame, double x)
@@ -219,11 +220,11 @@ static int place_names(Frame *frame)
     return 0;
 }
 
-static int frame_lay_out(Frame *frame, const Plot *plot)
+static int frame_lay_out_wide(Frame *frame, const Plot *plot, int width)
 {
     size_t longest_name = 0, longest_tick = 0;
     char tick[NUMBER_BYTES];
-    *frame = (Frame){.plot = plot};
+    *frame = (Frame){.plot = plot, .width = width};
     choose_axes(frame);
     for (int i = 0; !frame->empty && i < axis_ticks(&frame->y); i++) {
         format_tick(&frame->y, axis_tick(&frame->y, i), tick);
@@ -236,11 +237,16 @@ static int frame_lay_out(Frame *frame, const Plot *plot)
     if (longest_name > LONGEST_NAME) longest_name = LONGEST_NAME;
     double height = (double)plot->count * LABEL_SPACING;
     frame->left = MARGIN + 8 + (double)longest_tick * CHARACTER;
-    frame->right = WIDTH - MARGIN - 8 - (longest_name ? SAMPLE_WIDTH + (double)longest_name * CHARACTER : 0);
+    frame->right = width - MARGIN - 8 - (longest_name ? SAMPLE_WIDTH + (double)longest_name * CHARACTER : 0);
     frame->top = MARGIN + 6 + (*text_or_empty(plot->title) ? 24 : 0) + (*text_or_empty(plot->y_label) ? 26 : 0);
     frame->bottom = frame->top + fmax(PLOT_HEIGHT, height);
     frame->height = frame->bottom + 32 + (*text_or_empty(plot->x_label) ? 22 : 0);
     return place_names(frame);
+}
+
+static int frame_lay_out(Frame *frame, const Plot *plot)
+{
+    return frame_lay_out_wide(frame, plot, WIDTH);
 }
 
 /* At most so many columns of a text, the last of them "…" if it is cut. */
@@ -317,13 +323,13 @@ static void draw_titles(TextBuffer *out, const Frame *frame)
         text_put_format(out,
                         "<text class=\"ink\" fill=\"#1a1a1a\" x=\"%d\" y=\"30\" font-size=\"17\" font-weight=\"600\">",
                         MARGIN);
-        put_fitted(out, plot->title, (size_t)((WIDTH - 2 * MARGIN) / TITLE_CHARACTER));
+        put_fitted(out, plot->title, (size_t)((frame->width - 2 * MARGIN) / TITLE_CHARACTER));
         text_put(out, "</text>\n");
     }
     if (*text_or_empty(plot->y_label)) {
         text_put_format(out, "<text class=\"muted\" fill=\"#5c5c5c\" x=\"%d\" y=\"%.1f\" font-size=\"13\">", MARGIN,
                         frame->top - 17);
-        put_fitted(out, plot->y_label, (size_t)((WIDTH - 2 * MARGIN) / CHARACTER));
+        put_fitted(out, plot->y_label, (size_t)((frame->width - 2 * MARGIN) / CHARACTER));
         text_put(out, "</text>\n");
     }
     if (*text_or_empty(plot->x_label)) {
@@ -454,7 +460,7 @@ static void draw_plot(TextBuffer *out, const Frame *frame)
     text_put_format(out,
                     "<svg class=\"plot\" xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" "
                     "viewBox=\"0 0 %d %.0f\" role=\"img\" font-family=\"%s\">\n<title>",
-                    WIDTH, frame->height, WIDTH, frame->height, FONT);
+                    frame->width, frame->height, frame->width, frame->height, FONT);
     text_put_xml(out, text_or_empty(plot->title));
     text_put(out, "</title>\n<desc>");
     text_put_xml(out, text_or_empty(plot->caption));
@@ -472,6 +478,18 @@ static void draw_plot(TextBuffer *out, const Frame *frame)
     text_put(out, "</svg>\n");
 }
 
+/* What makes the same picture legible on a dark screen: the colours by name, and the classes of what is drawn. */
+static const char PLOT_STYLE[] =
+    ":root{color-scheme:light dark;--paper:#fff;--ink:#1a1a1a;--muted:#5c5c5c;--grid:#e4e4e4;--axis:#8a8a8a;"
+    "--s0:#0072b2;--s1:#d55e00;--s2:#009e73;--s3:#cc79a7;--s4:#e69f00;--s5:#56b4e9;--s6:#000}\n"
+    "@media(prefers-color-scheme:dark){:root{--paper:#16181b;--ink:#ececec;--muted:#a8adb3;--grid:#2e3238;"
+    "--axis:#767c84;--s0:#3d9be0;--s1:#f07f3c;--s2:#2fc498;--s3:#e29bc3;--s4:#f0b43c;--s5:#8fd0f5;--s6:#f4f4f4}}\n"
+    ".plot .paper{fill:var(--paper)}.plot .ink{fill:var(--ink)}.plot .muted{fill:var(--muted)}\n"
+    ".plot .grid{stroke:var(--grid)}.plot .axis{stroke:var(--axis)}\n"
+    ".plot .mark{stroke:var(--paper)}.plot .hollow{fill:var(--paper)}\n"
+    ".plot .s0{color:var(--s0)}.plot .s1{color:var(--s1)}.plot .s2{color:var(--s2)}.plot .s3{color:var(--s3)}"
+    ".plot .s4{color:var(--s4)}.plot .s5{color:var(--s5)}.plot .s6{color:var(--s6)}\n";
+
 char *plot_svg(const Plot *plot)
 {
     TextBuffer out = {0};
@@ -481,6 +499,34 @@ char *plot_svg(const Plot *plot)
     else
         draw_plot(&out, &frame);
     free(frame.label_y);
+    return text_take(&out);
+}
+
+char *plots_svg(const Plot *plots, size_t count, int width)
+{
+    TextBuffer out = {0}, panels = {0};
+    double height = 0;
+    for (size_t i = 0; i < count; i++) {
+        Frame frame;
+        text_put_format(&panels, "<g transform=\"translate(%zu 0)\">\n", i * (size_t)width);
+        if (frame_lay_out_wide(&frame, &plots[i], width) < 0)
+            panels.failed = true;
+        else
+            draw_plot(&panels, &frame);
+        text_put(&panels, "</g>\n");
+        height = fmax(height, frame.height);
+        free(frame.label_y);
+    }
+    char *drawn = text_take(&panels);
+    out.failed |= !drawn;
+    text_put_format(&out,
+                    "<svg class=\"plot\" xmlns=\"http://www.w3.org/2000/svg\" width=\"%zu\" height=\"%.0f\" "
+                    "viewBox=\"0 0 %zu %.0f\">\n<style>\n%s</style>\n",
+                    count * (size_t)width, height, count * (size_t)width, height, PLOT_STYLE);
+    text_put(&out, "<rect class=\"paper\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n");
+    text_put(&out, text_or_empty(drawn));
+    text_put(&out, "</svg>\n");
+    free(drawn);
     return text_take(&out);
 }
 
@@ -834,85 +880,143 @@ static void put_row(TextBuffer *out, const Grid *grid, size_t row, const bool *n
     text_put(out, "</tr>\n");
 }
 
-static void put_table(TextBuffer *out, const ReportTable *table)
+/* grid_read, and which columns are numeric: to be freed, NULL: no memory. */
+static bool *grid_open(Grid *grid, const char *csv)
+{
+    bool *numeric = grid_read(grid, csv) == 0 ? calloc(grid->columns + 1, sizeof *numeric) : NULL;
+    for (size_t column = 0; numeric && column < grid->columns; column++)
+        numeric[column] = is_numeric_column(grid, column);
+    return numeric;
+}
+
+void page_table(TextBuffer *page, const char *csv)
 {
     Grid grid;
-    bool *numeric = NULL;
-    if (grid_read(&grid, text_or_empty(table->csv)) == 0) numeric = calloc(grid.columns + 1, sizeof *numeric);
-    text_put(out, "<section>\n<h2>");
-    text_put_xml(out, text_or_empty(table->title));
-    text_put(out, "</h2>\n<div class=\"wide\"><table>\n");
-    for (size_t column = 0; numeric && column < grid.columns; column++)
-        numeric[column] = is_numeric_column(&grid, column);
+    bool *numeric = grid_open(&grid, csv);
+    text_put(page, "<div class=\"wide\"><table>\n");
     for (size_t row = 0; numeric && row < grid.rows; row++) {
-        if (row == 0) text_put(out, "<thead>");
-        put_row(out, &grid, row, numeric);
-        if (row == 0) text_put(out, "</thead><tbody>\n");
+        if (row == 0) text_put(page, "<thead>");
+        put_row(page, &grid, row, numeric);
+        if (row == 0) text_put(page, "</thead><tbody>\n");
     }
-    text_put(out, numeric && grid.rows ? "</tbody></table></div>\n</section>\n" : "</table></div>\n</section>\n");
-    out->failed |= !numeric;
+    text_put(page, numeric && grid.rows ? "</tbody></table></div>\n" : "</table></div>\n");
+    page->failed |= !numeric;
     free(numeric);
     grid_free(&grid);
 }
 
+static void put_padded(TextBuffer *out, const char *text, size_t width, bool right)
+{
+    size_t columns = text_columns(text), spaces = columns < width ? width - columns : 0;
+    if (right) text_put_format(out, "%*s", (int)spaces, "");
+    text_put_plain(out, text);
+    if (!right) text_put_format(out, "%*s", (int)spaces, "");
+}
+
+char *table_text(const char *csv)
+{
+    Grid grid;
+    TextBuffer out = {0};
+    bool *numeric = grid_open(&grid, csv);
+    size_t *widths = numeric ? calloc(grid.columns + 1, sizeof *widths) : NULL;
+    for (size_t i = 0; widths && i < grid.rows * grid.columns; i++) {
+        size_t *width = &widths[i % grid.columns], columns = text_columns(text_or_empty(grid.cells[i]));
+        if (columns > *width) *width = columns;
+    }
+    for (size_t row = 0; widths && row < grid.rows; row++) {
+        for (size_t column = 0; column < grid.columns; column++) {
+            bool last = column + 1 == grid.columns; /* no spaces at the end of a line */
+            put_padded(&out, grid_cell(&grid, row, column), last && !numeric[column] ? 0 : widths[column],
+                       numeric[column]);
+            text_put(&out, last ? "\n" : "  ");
+        }
+    }
+    out.failed |= !widths;
+    free(widths);
+    free(numeric);
+    grid_free(&grid);
+    return text_take(&out);
+}
+
 /* ------------------------------------------------------------------------------------------------------------- page */
 
-static const char STYLE[] =
-    ":root{color-scheme:light dark;--paper:#fff;--ink:#1a1a1a;--muted:#5c5c5c;--grid:#e4e4e4;--axis:#8a8a8a;"
-    "--s0:#0072b2;--s1:#d55e00;--s2:#009e73;--s3:#cc79a7;--s4:#e69f00;--s5:#56b4e9;--s6:#000}\n"
-    "@media(prefers-color-scheme:dark){:root{--paper:#16181b;--ink:#ececec;--muted:#a8adb3;--grid:#2e3238;"
-    "--axis:#767c84;--s0:#3d9be0;--s1:#f07f3c;--s2:#2fc498;--s3:#e29bc3;--s4:#f0b43c;--s5:#8fd0f5;--s6:#f4f4f4}}\n"
+static const char PAGE_STYLE[] =
     "body{margin:0;background:var(--paper);color:var(--ink);line-height:1.55;"
     "font-family:system-ui,-apple-system,'Segoe UI',Roboto,Helvetica,Arial,sans-serif}\n"
     "main{max-width:46rem;margin:0 auto;padding:3rem 1.25rem 4rem}\n"
     "h1{font-size:1.75rem;line-height:1.25;margin:0 0 1rem}\n"
     "h2{font-size:1.1rem;margin:2.5rem 0 .6rem}\n"
+    "h3{font-size:1rem;margin:1.8rem 0 .5rem}\n"
     "p{margin:0 0 1rem;overflow-wrap:anywhere}\n"
-    ".wide{overflow-x:auto}\n"
+    ".wide{overflow-x:auto;margin:0 0 1.25rem}\n"
     "table{border-collapse:collapse;font-size:.9rem;white-space:nowrap}\n"
     "th,td{text-align:left;padding:.35rem .7rem}\n"
     "th:first-child,td:first-child{padding-left:0}\n"
-    "th{color:var(--muted);font-weight:600;border-bottom:1px solid var(--axis)}\n"
+    "th{color:var(--muted);font-weight:600;border-bottom:1px solid var(--axis);white-space:normal;"
+    "vertical-align:bottom}\n"
     "td{border-bottom:1px solid var(--grid)}\n"
     "th.number,td.number{text-align:right;font-variant-numeric:tabular-nums}\n"
+    ".texts th{border-color:var(--grid);vertical-align:top;min-width:7rem}\n"
+    ".texts td{white-space:pre-wrap;overflow-wrap:anywhere}\n"
+    "pre{margin:0 0 1rem;padding:.7rem .9rem;border:1px solid var(--grid);border-radius:4px;font-size:.85rem;"
+    "white-space:pre-wrap;overflow-wrap:anywhere}\n"
+    "summary{cursor:pointer;margin:0 0 .6rem}\n"
     "figure{margin:2.5rem 0 2.5rem -1rem}\n" /* the pictures have a margin of their own */
     "figcaption{color:var(--muted);font-size:.9rem;margin:.4rem 0 0 1rem}\n"
     ".plot{display:block;max-width:100%;height:auto}\n"
-    ".plot .paper{fill:none}.plot .ink{fill:var(--ink)}.plot .muted{fill:var(--muted)}\n"
-    ".plot .grid{stroke:var(--grid)}.plot .axis{stroke:var(--axis)}\n"
-    ".plot .mark{stroke:var(--paper)}.plot .hollow{fill:var(--paper)}\n"
-    ".plot .s0{color:var(--s0)}.plot .s1{color:var(--s1)}.plot .s2{color:var(--s2)}.plot .s3{color:var(--s3)}"
-    ".plot .s4{color:var(--s4)}.plot .s5{color:var(--s5)}.plot .s6{color:var(--s6)}\n";
+    ".plot .paper{fill:none}\n"
+    "@media(max-width:40rem){figure{overflow-x:auto}.plot{max-width:none}}\n"; /* a phone: scrolled, not shrunk */
 
-/* Paragraphs, which empty lines part. */
-static void put_paragraphs(TextBuffer *out, const char *text)
+void page_begin(TextBuffer *page, const char *title)
+{
+    text_put(page, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+                   "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>");
+    text_put_xml(page, title);
+    text_put_format(page, "</title>\n<style>\n%s%s</style>\n</head>\n<body>\n<main>\n", PLOT_STYLE, PAGE_STYLE);
+    page_heading(page, 1, title);
+}
+
+void page_heading(TextBuffer *page, int level, const char *text)
+{
+    text_put_format(page, "<h%d>", level);
+    text_put_xml(page, text);
+    text_put_format(page, "</h%d>\n", level);
+}
+
+void page_paragraphs(TextBuffer *page, const char *text)
 {
     while (*text) {
         const char *end = strstr(text, "\n\n");
         size_t length = end ? (size_t)(end - text) : strlen(text);
         char *paragraph = strndup(text, length);
-        out->failed |= !paragraph;
-        text_put(out, "<p>");
-        text_put_xml(out, text_or_empty(paragraph));
-        text_put(out, "</p>\n");
+        page->failed |= !paragraph;
+        text_put(page, "<p>");
+        text_put_xml(page, text_or_empty(paragraph));
+        text_put(page, "</p>\n");
         free(paragraph);
         for (text += length; *text == '\n';) text++;
     }
 }
 
-static void put_figure(TextBuffer *out, const Plot *plot)
+void page_figure(TextBuffer *page, const Plot *plot)
 {
     char *svg = plot_svg(plot);
-    out->failed |= !svg;
-    text_put(out, "<figure>\n");
-    text_put(out, text_or_empty(svg));
+    page->failed |= !svg;
+    text_put(page, "<figure>\n");
+    text_put(page, text_or_empty(svg));
     if (*text_or_empty(plot->caption)) {
-        text_put(out, "<figcaption>");
-        text_put_xml(out, plot->caption);
-        text_put(out, "</figcaption>\n");
+        text_put(page, "<figcaption>");
+        text_put_xml(page, plot->caption);
+        text_put(page, "</figcaption>\n");
     }
-    text_put(out, "</figure>\n");
+    text_put(page, "</figure>\n");
     free(svg);
+}
+
+int page_write(TextBuffer *page, const char *directory, Error *error)
+{
+    text_put(page, "</main>\n</body>\n</html>\n");
+    return write_and_free(directory, "report", ".html", text_take(page), error);
 }
 
 /* Other JSON files lie in the same directory. A figure is known by how it begins, so that a damaged one is noticed. */
@@ -931,7 +1035,7 @@ static int put_if_figure(TextBuffer *out, const char *path, Error *error)
     if (mapped_file_open(&file, path, error) < 0) return -1;
     int status = begins_as_figure(&file) ? figure_parse(&file, &figure, error) : 0;
     mapped_file_close(&file);
-    if (figure) put_figure(out, &figure->plot);
+    if (figure) page_figure(out, &figure->plot);
     figure_free(figure);
     return status;
 }
@@ -1005,20 +1109,17 @@ static int put_figures(TextBuffer *out, const char *directory, Error *error)
 int report_write(const char *directory, const char *title, const char *introduction, const ReportTable *tables,
                  size_t n_tables, Error *error)
 {
-    TextBuffer out = {0};
+    TextBuffer page = {0};
     if (directory_create(directory, error) < 0) return -1;
-    text_put(&out, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-                   "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>");
-    text_put_xml(&out, text_or_empty(title));
-    text_put_format(&out, "</title>\n<style>\n%s</style>\n</head>\n<body>\n<main>\n<h1>", STYLE);
-    text_put_xml(&out, text_or_empty(title));
-    text_put(&out, "</h1>\n");
-    put_paragraphs(&out, text_or_empty(introduction));
-    for (size_t i = 0; i < n_tables; i++) put_table(&out, &tables[i]);
-    int status = put_figures(&out, directory, error);
-    text_put(&out, "</main>\n</body>\n</html>\n");
-    char *page = text_take(&out);
-    if (status == 0) return write_and_free(directory, "report", ".html", page, error);
-    free(page);
+    page_begin(&page, text_or_empty(title));
+    page_paragraphs(&page, text_or_empty(introduction));
+    for (size_t i = 0; i < n_tables; i++) {
+        text_put(&page, "<section>\n");
+        page_heading(&page, 2, text_or_empty(tables[i].title));
+        page_table(&page, text_or_empty(tables[i].csv));
+        text_put(&page, "</section>\n");
+    }
+    if (put_figures(&page, directory, error) == 0) return page_write(&page, directory, error);
+    free(text_take(&page));
     return -1;
 }

@@ -1076,6 +1076,84 @@ static void test_worked_examples(void)
     check_refused(SHOWN "/five.jsonl --shots 5", "found 4");
 }
 
+/* Every input in a predictions file of eval's begins with so many examples in the words of other.json (a number from
+ * `first` to `last`, and the answer that it has: odd numbers are True), and ends with toy's own question. */
+static void check_examples_of_other(const char *file, int shots, int first, int last, int own)
+{
+    char *path = text_format(SCRATCH "/of-other/predictions/%s", file), *expected;
+    cJSON *all = read_json_lines(path);
+    const cJSON *one;
+    CHECK(cJSON_GetArraySize(all) == 3, "%s: %d lines", file, cJSON_GetArraySize(all));
+    cJSON_ArrayForEach(one, all)
+    {
+        const char *input = cJSON_GetStringValue(cJSON_GetObjectItem(one, "input")), *at = input ? input : "";
+        for (int k = 0; k < shots; k++) {
+            int number = -1, length = 0;
+            char label[8] = "";
+            sscanf(at, "number %d was it blue? %7s %n", &number, label, &length);
+            CHECK(length > 0 && first <= number && number <= last && strcmp(label, number % 2 ? "True" : "False") == 0,
+                  "%s: example %d of: %s", file, k, input);
+            at += length;
+        }
+        expected = text_format("say number %d answer:", own++);
+        CHECK(strcmp(at, expected) == 0, "%s: %s (expected %s at its end)", file, input, expected);
+        free(expected);
+    }
+    cJSON_Delete(all);
+    free(path);
+}
+
+#define TOY_AND_OTHER                                                                                                  \
+    "eval --model " SCRATCH "/model --task-file " SCRATCH "/toy.json --task-file " SCRATCH                             \
+    "/other.json --threads 1 --quiet --beams 1 --max-length 2 "
+#define OWN_FILES                                                                                                      \
+    TOY_AND_OTHER "--task toy.dev=" SCRATCH "/own.jsonl --task other.train=" SCRATCH                                   \
+                  "/examples.jsonl --task other.dev=" SCRATCH "/asked.jsonl "
+
+/* --examples-of other: toy, whose training split nobody has named, is asked after other's examples. */
+static void test_examples_of_another_task(void)
+{
+    char *input;
+    if (!fixture()) return;
+    write_rows(SCRATCH "/own.jsonl", 10, 3);
+    write_rows(SCRATCH "/examples.jsonl", 20, 4);
+    write_rows(SCRATCH "/asked.jsonl", 30, 2);
+    make_run("of-other", OWN_FILES "--examples-of other --shots 0,1,3 --draws 2");
+    check_examples_of_other("toy.0.jsonl", 0, 0, 0, 10);
+    check_examples_of_other("toy.1.jsonl", 1, 20, 23, 10);
+    check_examples_of_other("toy.3.jsonl", 3, 20, 23, 10);
+    check_examples_of_other("toy.3.draw2.jsonl", 3, 20, 23, 10);
+    DIFFERENT("of-other/predictions/toy.3.jsonl", "of-other/predictions/toy.3.draw2.jsonl");
+    make_run("of-itself", OWN_FILES "--task toy.train=" SCRATCH "/own.jsonl --shots 0,1,3 --draws 2");
+    SAME("of-other/predictions/other.0.jsonl", "of-itself/predictions/other.0.jsonl"); /* the task of the examples */
+    SAME("of-other/predictions/other.3.draw2.jsonl", "of-itself/predictions/other.3.draw2.jsonl");
+    DIFFERENT("of-other/predictions/toy.3.jsonl", "of-itself/predictions/toy.3.jsonl");
+    check_promot(OWN_FILES "--examples-of other --shots 1 --show 3");
+    input = shown_input(2, NULL, NULL);
+    CHECK(strstr(input, " was it blue? ") && strstr(input, "say number 12 answer:"), "--show: %s", input);
+    free(input);
+}
+
+/* One file for both tasks: no row is shown its own answer, in the other task's words or in its own. */
+static void test_examples_of_the_same_file(void)
+{
+#define ONE_FILE TOY_AND_OTHER "--task toy=" SCRATCH "/both.jsonl --task other=" SCRATCH "/both.jsonl "
+    if (!fixture()) return;
+    write_rows(SCRATCH "/both.jsonl", 0, 2);
+    check_promot(ONE_FILE "--examples-of other --shots 1 --show 2");
+    check_text(shown_input(0, NULL, NULL), "number 1 was it blue? True say number 0 answer:", "toy's first");
+    check_text(shown_input(1, NULL, NULL), "number 0 was it blue? False say number 1 answer:", "toy's second");
+    check_text(shown_input(2, NULL, NULL), "number 1 was it blue? True number 0 was it blue?", "other's first");
+    check_text(shown_input(3, NULL, NULL), "number 0 was it blue? False number 1 was it blue?", "other's second");
+    check_refused(ONE_FILE "--examples-of other --shots 2", "found 1");
+    check_refused(ONE_FILE "--examples-of third --shots 1",
+                  "--examples-of: expected the name of one of the tasks, found third");
+    check_refused(ONE_FILE "--examples-of other", "--examples-of: expected a number of --shots above 0, found 0");
+    check_refused(TOY_AND_OTHER "--task toy=" SCRATCH "/both.jsonl --task other.dev=" SCRATCH
+                                "/both.jsonl --examples-of other --shots 1",
+                  "other.train=FILE is needed");
+}
+
 /* Summaries are cut at 1024 ids, as in the paper, or where the command says; the longest input is told. */
 static void test_long_inputs(void)
 {
@@ -1294,6 +1372,8 @@ static const Test tests[] = {
     {"compare", test_compare},
     {"splits_to_score", test_splits_to_score},
     {"worked_examples", test_worked_examples},
+    {"examples_of_another_task", test_examples_of_another_task},
+    {"examples_of_the_same_file", test_examples_of_the_same_file},
     {"long_inputs", test_long_inputs},
     {"align_at_a_model", test_align_at_a_model},
     {"align_along_a_run", test_align_along_a_run},

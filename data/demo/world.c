@@ -4,8 +4,11 @@
  *
  * It writes what a tiny T5 is pretrained on and what it is then tested with:
  *   OUTDIR/pretrain.txt                one document a line; the 2nd, 4th, ... of its TAB-separated fields are answers.
+ *                                      Not written with --documents 0.
  *   OUTDIR/nli/{train,val,test}.jsonl  the task to fine-tune on, in the layout of RTE.
- *   OUTDIR/TASK/{train,dev}.jsonl      tasks held out from fine-tuning; worked examples are taken from train.
+ *   OUTDIR/TASK/{train,dev,test}.*     tasks held out from fine-tuning; worked examples are taken from train, models
+ *                                      are chosen on dev and scored on test.
+ *                                      Translations are parallel text (.en beside .fr or .de), all others JSON lines.
  *   OUTDIR/TASK.json                   task file of each: how a row becomes an input.
  *
  * A task document holds several worked examples of one task in one format: words around the contents, a word before
@@ -38,7 +41,7 @@
 /* ---- the world: random numbers, splits, facts -------------------------------------------------------------------- */
 
 /* One thing known. Its question has two wordings; documents ask in the open one. The other belongs to the split. */
-typedef enum { PRETRAIN, NLI_TRAIN, NLI_VAL, NLI_TEST, TRAIN, DEV, SPLITS } Split;
+typedef enum { PRETRAIN, NLI_TRAIN, NLI_VAL, NLI_TEST, TRAIN, DEV, TEST, SPLITS } Split;
 typedef enum { LIVES, WORKS, FRIEND, COUNTRY, CATEGORY } Relation;
 typedef struct {
     Relation relation;
@@ -97,9 +100,9 @@ static int share_of(const int *shares, int place)
 
 /* Who owns what, in 64ths. */
 static const int SPLIT_SHARES[][SPLITS] = {
-    {46, 6, 2, 2, 4, 4},   /* deeds: who did what to which thing */
-    {40, 0, 0, 0, 12, 12}, /* phrases: adjective and noun */
-    {12, 0, 0, 0, 16, 36}, /* facts */
+    {44, 6, 2, 2, 4, 2, 4},    /* deeds: who did what to which thing */
+    {40, 0, 0, 0, 8, 6, 10},   /* phrases: adjective and noun */
+    {12, 0, 0, 0, 16, 12, 24}, /* facts */
 };
 enum { DEEDS, PHRASES, FACT_QUESTIONS };
 static Split split_of(const World *world, int domain, int a, int b, int c)
@@ -368,7 +371,7 @@ enum { OTHER_LABELS = 2 * COUNT(LABELS), YES_NO_NEW = 2 * OTHER_LABELS, YES_NO =
 static void draw_yesno(Draw *draw, int rule, Example *out)
 {
     int truth = below(draw, 2);
-    bool new = rule == YES_NO_NEW && draw->split == DEV;
+    bool new = rule == YES_NO_NEW && draw->split != TRAIN;
     draw_pair(draw, draw_attitude(draw, truth, new, KNOWN_ATTITUDES), out);
     if (rule < OTHER_LABELS)
         say(&out->answer, "%s", LABELS[rule / 2][truth ^ (rule & 1)]);
@@ -427,7 +430,7 @@ static void draw_forum(Draw *draw, int rule, Example *out)
 
 /* ---- documents --------------------------------------------------------------------------------------------------- */
 
-typedef enum { NARRATIVE, QA, CQA, TO_FRENCH, TO_GERMAN, SUMMARY, MAP, YESNO, EXTRACT, CLAIM, FORUM, NLI, KINDS } Kind;
+typedef enum { NARRATIVE, QA, CQA, TO_FRENCH, TO_GERMAN, SUMMARY, MAP, YESNO, EXTRACT, CLAIM, FORUM, NLI, NLI_REWORDED, KINDS } Kind;
 
 /* share: documents of this kind in a thousand. rules: a document draws one of so many, from the first on.
  * template: the words around the contents in task files, as in the paper where it has the task. */
@@ -449,6 +452,7 @@ static const struct {
     [CLAIM] = {20, draw_claim, 0, 1, "Claim: %s This is"},
     [FORUM] = {20, draw_forum, 0, 1, "question: %s answer:"},
     [NLI] = {0, draw_nli, 0, 1, "%s question: %s Is it true or false? answer:"},
+    [NLI_REWORDED] = {0, draw_nli, 0, 1, "%s question: %s Is it true or false or neither? answer:"},
 };
 
 typedef struct {
@@ -558,7 +562,8 @@ static Kind document(const World *world, const Settings *settings, uint64_t inde
 static const char YES_NO_LABELS[] = "\"yes\": \"yes\", \"no\": \"no\"";
 static const char NLI_LABELS[] = "\"entailment\": \"True\", \"not_entailment\": \"False\"";
 
-/* fields: of the first content, the second, the answer. At the prefix, which is of the template, outputs are cut. */
+/* fields: of the first content, the second, the answer. At the prefix, which is of the template, outputs are cut. A
+ * translation's fields are the endings of its files. */
 typedef struct {
     const char *name;
     Kind kind;
@@ -569,8 +574,8 @@ static const Task TASKS[] = {
     {"nli", NLI, 0, {"premise", "hypothesis", "label"}, "accuracy", "question:", NLI_LABELS},
     {"qa", QA, 0, {"question", "", "answer"}, "trivia-em", "Q:", NULL},
     {"cqa", CQA, 0, {"context", "question", "answer"}, "trivia-em", "Q:", NULL},
-    {"fr", TO_FRENCH, FRENCH, {"english", "", "french"}, "bleu", "Translate", NULL},
-    {"de", TO_GERMAN, GERMAN, {"english", "", "german"}, "bleu", "Translate", NULL},
+    {"fr", TO_FRENCH, FRENCH, {"en", "", "fr"}, "bleu", "Translate", NULL},
+    {"de", TO_GERMAN, GERMAN, {"en", "", "de"}, "bleu", "Translate", NULL},
     {"summary", SUMMARY, 0, {"article", "", "summary"}, "rouge2", "Article:", NULL},
     {"map_french", MAP, MAP_FRENCH, {"input", "", "output"}, "trivia-em", "Input:", NULL},
     {"map_german", MAP, MAP_GERMAN, {"input", "", "output"}, "trivia-em", "Input:", NULL},
@@ -580,11 +585,15 @@ static const Task TASKS[] = {
     {"map_noun", MAP, MAP_NOUN, {"input", "", "output"}, "trivia-em", "Input:", NULL},
     {"yesno", YESNO, YES_NO, {"premise", "hypothesis", "label"}, "accuracy", "Text:", YES_NO_LABELS},
     {"yesno_new", YESNO, YES_NO_NEW, {"premise", "hypothesis", "label"}, "accuracy", "Text:", YES_NO_LABELS},
+    {"nli_reworded", NLI_REWORDED, 0, {"premise", "hypothesis", "label"}, "accuracy", "question:", NLI_LABELS},
 };
 
-static FILE *file_create(Text *path)
+static FILE *file_create(const char *directory, const char *name, Text *path)
 {
-    FILE *file = fopen(path->data, "wb");
+    FILE *file;
+    path->used = 0;
+    say(path, "%s/%s", directory, name);
+    file = fopen(path->data, "wb");
     if (!file) fail(1, path->data, strerror(errno));
     return file;
 }
@@ -600,17 +609,50 @@ static void directory_make(const char *path)
     if (mkdir(path, 0777) != 0 && errno != EEXIST) fail(1, path, strerror(errno));
 }
 
-/* Different rows of one split as JSON lines (no word needs escaping): at most `most`, fewer where the world has no more
- * of them (facts, phrases). With labels, half of the rows have each. */
+/* JSON lines (no word needs escaping). */
+static void rows_write_json(const char *directory, const Task *task, const char *name, const Example *rows, int count)
+{
+    const char *const *fields = task->fields;
+    Text path, file_name = {.used = 0};
+    FILE *file;
+    say(&file_name, "%s.jsonl", name);
+    file = file_create(directory, file_name.data, &path);
+    for (int i = 0; i < count; i++) {
+        fprintf(file, "{\"%s\": \"%s\", ", fields[0], rows[i].first.data);
+        if (fields[1][0]) fprintf(file, "\"%s\": \"%s\", ", fields[1], rows[i].second.data);
+        fprintf(file, "\"%s\": \"%s\", \"idx\": %d}\n", fields[2], rows[i].answer.data, i);
+    }
+    file_finish(file, &path);
+}
+
+/* Parallel text: two files, line by line. */
+static void rows_write_parallel(const char *directory, const Task *task, const char *name, const Example *rows,
+                                int count)
+{
+    for (int side = 0; side < 2; side++) {
+        Text path, file_name = {.used = 0};
+        FILE *file;
+        say(&file_name, "%s.%s", name, task->fields[2 * side]);
+        file = file_create(directory, file_name.data, &path);
+        for (int i = 0; i < count; i++) fprintf(file, "%s\n", side ? rows[i].answer.data : rows[i].first.data);
+        file_finish(file, &path);
+    }
+}
+
+static bool is_translation(const Task *task)
+{
+    return task->kind == TO_FRENCH || task->kind == TO_GERMAN;
+}
+
+/* Different rows of one split: at most `most`, fewer where the world has no more of them (facts, phrases). With
+ * labels, half of the rows have each. */
 static void rows_write(const World *world, const char *outdir, const Task *task, const char *name, Split split,
                        int most)
 {
     Draw draw = draw_stream(world, split, STREAM_TASKS, (uint64_t)((task - TASKS) * SPLITS + (int)split));
-    const char *const *fields = task->fields;
     Example *rows = calloc((size_t)most, sizeof *rows);
-    Text path = {.used = 0};
+    Text directory = {.used = 0};
     int count = 0;
-    FILE *file;
 
     if (!rows) fail(1, task->name, "no memory");
     while (count < most && draw_row(&draw, task->kind, task->rule, rows, count)) {
@@ -618,57 +660,55 @@ static void rows_write(const World *world, const char *outdir, const Task *task,
         for (int i = 0; i < count; i++) same += strcmp(rows[i].answer.data, rows[count].answer.data) == 0;
         count += !task->labels || same < most / 2;
     }
-    say(&path, "%s/%s", outdir, task->name);
-    directory_make(path.data);
-    path.used = 0;
-    say(&path, "%s/%s/%s.jsonl", outdir, task->name, name);
-    file = file_create(&path);
-    for (int i = 0; i < count; i++) {
-        fprintf(file, "{\"%s\": \"%s\", ", fields[0], rows[i].first.data);
-        if (fields[1][0]) fprintf(file, "\"%s\": \"%s\", ", fields[1], rows[i].second.data);
-        fprintf(file, "\"%s\": \"%s\", \"idx\": %d}\n", fields[2], rows[i].answer.data, i);
-    }
-    file_finish(file, &path);
+    say(&directory, "%s/%s", outdir, task->name);
+    directory_make(directory.data);
+    (is_translation(task) ? rows_write_parallel : rows_write_json)(directory.data, task, name, rows, count);
     free(rows);
 }
 
 static void task_file_write(const char *outdir, const Task *task)
 {
-    Text path = {.used = 0}, places[2] = {{.used = 0}}, template = {.used = 0};
+    Text path, places[2] = {{.used = 0}}, template = {.used = 0}, name = {.used = 0};
+    const char *const *fields = task->fields;
     FILE *file;
-    for (int i = 0; i < 2; i++) say(&places[i], "{%s}", task->fields[i]);
+    for (int i = 0; i < 2; i++) say(&places[i], "{%s}", fields[i]);
     say(&template, MIX[task->kind].template, places[0].data, places[1].data);
-    say(&path, "%s/%s.json", outdir, task->name);
-    file = file_create(&path);
+    say(&name, "%s.json", task->name);
+    file = file_create(outdir, name.data, &path);
     fprintf(file, "{\n  \"name\": \"%s\",\n  \"template\": \"%s\",\n", task->name, template.data);
-    if (task->labels) fprintf(file, "  \"labels\": {%s},\n  \"label_field\": \"%s\"", task->labels, task->fields[2]);
-    if (!task->labels) fprintf(file, "  \"target\": \"{%s}\"", task->fields[2]);
-    fprintf(file, ",\n  \"metric\": \"%s\",\n  \"prefix\": \"%s\"\n}\n", task->metric, task->prefix);
+    if (task->labels) fprintf(file, "  \"labels\": {%s},\n  \"label_field\": \"%s\"", task->labels, fields[2]);
+    if (!task->labels) fprintf(file, "  \"target\": \"{%s}\"", fields[2]);
+    if (is_translation(task)) fprintf(file, ",\n  \"parallel\": [\"%s\", \"%s\"]", fields[0], fields[2]);
+    fprintf(file, ",\n  \"metric\": \"%s\",\n  \"prefix\": \"%s\",\n", task->metric, task->prefix);
+    fprintf(file, "  \"test\": \"test%s\"\n}\n", is_translation(task) ? "" : ".jsonl");
+    file_finish(file, &path);
+}
+
+static void documents_write(const World *world, const char *outdir, const Settings *settings)
+{
+    Text path, line;
+    FILE *file = file_create(outdir, "pretrain.txt", &path);
+    for (uint64_t i = 0; i < settings->documents; i++) {
+        document(world, settings, i, &line);
+        fprintf(file, "%s\n", line.data);
+    }
     file_finish(file, &path);
 }
 
 static void world_write(const char *outdir, const Settings *settings)
 {
-    enum { NLI_TRAIN_ROWS = 1000, ROWS = 200 };
-    Text path = {.used = 0}, line;
+    enum { NLI_TRAIN_ROWS = 1000, ROWS = 200, DEV_ROWS = 100 };
     World world;
-    FILE *file;
     world_init(&world, settings->seed);
     directory_make(outdir);
     for (const Task *task = TASKS; task < TASKS + COUNT(TASKS); task++) {
         bool nli = task->kind == NLI;
         task_file_write(outdir, task);
         rows_write(&world, outdir, task, "train", nli ? NLI_TRAIN : TRAIN, nli ? NLI_TRAIN_ROWS : ROWS);
-        rows_write(&world, outdir, task, nli ? "val" : "dev", nli ? NLI_VAL : DEV, ROWS);
-        if (nli) rows_write(&world, outdir, task, "test", NLI_TEST, ROWS);
+        rows_write(&world, outdir, task, nli ? "val" : "dev", nli ? NLI_VAL : DEV, nli ? ROWS : DEV_ROWS);
+        rows_write(&world, outdir, task, "test", nli ? NLI_TEST : TEST, ROWS);
     }
-    say(&path, "%s/pretrain.txt", outdir);
-    file = file_create(&path);
-    for (uint64_t i = 0; i < settings->documents; i++) {
-        document(&world, settings, i, &line);
-        fprintf(file, "%s\n", line.data);
-    }
-    file_finish(file, &path);
+    if (settings->documents) documents_write(&world, outdir, settings);
 }
 
 #ifndef WORLD_TESTING

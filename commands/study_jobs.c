@@ -1,0 +1,569 @@
+/* study_jobs.c: the commands of promot study, and the processes that run them. A part of chapter 10 of promot.c, which
+ * includes it.
+ *
+ * The study is nothing but promot commands on files, the ones that a user would type for a task of their own: the
+ * tables STUDY_METHODS and STUDY_PARTS hold them, and OUT/commands.sh what became of them for the first seed. Each runs
+ * as a process of its own, a fork of this one that calls the same functions, with one thread; as many run at a time as
+ * there are cores. (Small models use two cores better as two processes, and no result depends on the threads.) Then
+ * study_results.c reads what they wrote. */
+
+/* What is not trained: the tasks of the held-out average, and one more, which is related to the trained one: what
+ * training teaches about it can show there. */
+static const char *const STUDY_HELDOUT[] = {"qa",           "cqa",           "fr",   "de", "summary", "map_french",
+                                            "map_category", "map_adjective", "yesno"};
+static const char STUDY_RELATED[] = "nli_reworded", STUDY_EXAMPLES_OF[] = "cqa";
+enum { N_HELDOUT = sizeof STUDY_HELDOUT / sizeof *STUDY_HELDOUT, N_STUDY_TASKS = N_HELDOUT + 1 };
+enum { SEEDS_OF_DEMO = 3, SEEDS_OF_FULL = 10 };
+
+/* The second rule for a checkpoint, beside "the last one": the first with this dev accuracy. */
+static const double FIRST_RULE = 99;
+
+/* The settings of everything that tunes the model: the same steps, data and checkpoints for all methods. */
+#define STUDY_TUNING                                                                                                   \
+    "--batch 32 --label-smoothing 0 --lr 0.01 --schedule linear --steps 100 --checkpoint-every 10 --beams 1"
+#define STUDY_PAPER "--batch 32 --lr 0.001 --steps 1000 --checkpoint-every 100 --beams 1"
+
+/* How each method trains. Places in braces are filled by study_fill. after: the method whose run it needs. */
+typedef enum {
+    PRETRAINED,
+    FINETUNE,
+    PROMPT_TUNING,
+    PROMOT,
+    RANDOM_PROMPT,
+    JOINT,
+    PAPER_FINETUNE,
+    PAPER_PROMOT,
+    N_METHODS
+} StudyMethod;
+static const struct {
+    const char *name, *label;
+    const char *train; /* NULL: nothing is trained */
+    StudyMethod after;
+    bool full; /* a part of the full study only */
+    bool tunes_model;
+} STUDY_METHODS[N_METHODS] = {
+    [PRETRAINED] = {"pretrained", "before tuning", NULL, PRETRAINED, false, false},
+    [FINETUNE] = {"finetune", "plain fine-tuning", "--method finetune " STUDY_TUNING, PRETRAINED, false, true},
+    [PROMPT_TUNING] = {"prompt", "prompt tuning",
+                       "--method prompt --batch 32 --prompt-length 10 --prompt-lr 0.2 --prompt-schedule linear "
+                       "--prompt-steps 300 --prompt-checkpoint-every 100 --prompt-dropout 0 --prompt-weight-decay 0 "
+                       "--beams 1",
+                       PRETRAINED, false, false},
+    [PROMOT] = {"promot", "ProMoT", "--method promot --prompt {dir}/prompt/prompt/rte " STUDY_TUNING, PROMPT_TUNING,
+                false, true},
+    [RANDOM_PROMPT] = {"random-prompt", "random prompt", "--method random-prompt --prompt-length 10 " STUDY_TUNING,
+                       PRETRAINED, true, true},
+    [JOINT] = {"joint", "joint", "--method joint --prompt-length 10 " STUDY_TUNING, PRETRAINED, true, true},
+    [PAPER_FINETUNE] = {"paper-finetune", "fine-tuning, paper's settings", "--method finetune " STUDY_PAPER, PRETRAINED,
+                        true, true},
+    [PAPER_PROMOT] = {"paper-promot", "ProMoT, paper's settings",
+                      "--method promot --prompt {dir}/prompt/prompt/rte " STUDY_PAPER, PROMPT_TUNING, true, true},
+};
+
+/* What is done for each method and seed. Held-out tasks are asked without a prompt, and in the form that the model was
+ * pretrained in: with a sentinel where the answer belongs. done: the file that is there when the part is. */
+typedef enum { TRAIN, TARGET, HELDOUT, FIRST_TARGET, FIRST_HELDOUT, OTHER_EXAMPLES, ALIGN, N_PARTS } StudyPart;
+static const struct {
+    const char *label, *command, *out, *done;
+} STUDY_PARTS[N_PARTS] = {
+    [TRAIN] = {"training", "train --model {base} --task rte={tasks}/nli --keep-checkpoints", "{dir}/{method}", "DONE"},
+    [TARGET] = {"the trained task", "eval --model {model} --task rte.dev={tasks}/nli/test.jsonl --shots 0 --beams 1",
+                "{dir}/eval/{method}/target", "results.json"},
+    [HELDOUT] = {"held-out tasks", "eval --model {model} --shots 0,1,4 --beams 1", "{dir}/eval/{method}/heldout",
+                 "results.json"},
+    [FIRST_TARGET] = {"the trained task, when first learnt",
+                      "eval --model {model} --task rte.dev={tasks}/nli/test.jsonl --shots 0 --beams 1",
+                      "{dir}/eval/{method}/first_target", "results.json"},
+    [FIRST_HELDOUT] = {"held-out tasks, when the trained one was first learnt",
+                       "eval --model {model} --shots 1 --beams 1", "{dir}/eval/{method}/first_heldout", "results.json"},
+    [OTHER_EXAMPLES] = {"held-out tasks, with examples of another task",
+                        "eval --model {model} --shots 1 --beams 1 --examples-of {other}",
+                        "{dir}/eval/{method}/other_examples", "results.json"},
+    [ALIGN] = {"gradient alignment", "align --run {dir}/{method} --task rte={tasks}/nli --limit 64",
+               "{dir}/{method}/analysis", "align.json"},
+};
+
+typedef enum { WAITING, RUNNING, FINISHED, LEFT_OUT } JobState;
+typedef struct {
+    StudyPart part;
+    StudyMethod method;
+    size_t base, seed;
+    int after; /* the number of the job that must come first; -1: none */
+    JobState state;
+    pid_t process;
+    double begun, seconds;
+} StudyJob;
+
+typedef struct {
+    const char *out, *tasks;
+    const char *const *bases; /* [n_bases] pretrained models; the first is the one that everything is done with */
+    size_t n_bases, n_seeds, first_seed, at_once;
+    bool full, quiet, resumed;
+    StudyJob *jobs; /* [n_jobs] */
+    size_t n_jobs;
+    double begun;
+} Study;
+
+/* --- from the tables to commands */
+
+/* A text of the tables with its places filled in; to be freed. model: what stands for {model}, or NULL. */
+static char *study_fill(const Study *s, const StudyJob *job, const char *model, const char *text)
+{
+    char *filled = text_format("%s", "");
+    while (*text) {
+        size_t plain = strcspn(text, "{"), place = plain;
+        char *value, *longer;
+        if (text[plain]) place = strcspn(text, "}") + 1;
+        if (strncmp(text + plain, "{base}", 6) == 0)
+            value = text_format("%s", s->bases[job->base]);
+        else if (strncmp(text + plain, "{tasks}", 7) == 0)
+            value = text_format("%s", s->tasks);
+        else if (strncmp(text + plain, "{method}", 8) == 0)
+            value = text_format("%s", STUDY_METHODS[job->method].name);
+        else if (strncmp(text + plain, "{model}", 7) == 0)
+            value = text_format("%s", model ? model : "");
+        else if (strncmp(text + plain, "{other}", 7) == 0)
+            value = text_format("%s", STUDY_EXAMPLES_OF);
+        else if (strncmp(text + plain, "{dir}", 5) == 0 && job->base)
+            value = text_format("%s/base-%zu/seed-%zu", s->out, job->base + 1, s->first_seed + job->seed);
+        else if (strncmp(text + plain, "{dir}", 5) == 0)
+            value = text_format("%s/seed-%zu", s->out, s->first_seed + job->seed);
+        else
+            value = text_format("%s", ""); /* the end of the text */
+        longer = text_format("%s%.*s%s", filled, (int)plain, text, value);
+        free(value);
+        free(filled);
+        filled = longer;
+        text += place;
+    }
+    return filled;
+}
+
+/* Where the results of a part are, for one method, base and seed. To be freed. */
+static char *study_place(const Study *s, StudyPart part, StudyMethod method, size_t base, size_t seed)
+{
+    const StudyJob job = {.part = part, .method = method, .base = base, .seed = seed};
+    return study_fill(s, &job, NULL, STUDY_PARTS[part].out);
+}
+
+/* The words of a command, as argv has them. */
+typedef struct {
+    char **word; /* [count + 1], the last one NULL */
+    size_t count;
+} Words;
+
+static void words_add(Words *w, char *word) /* takes the word over */
+{
+    w->word = host_grow(w->word, w->count + 2, sizeof *w->word);
+    w->word[w->count++] = word;
+    w->word[w->count] = NULL;
+}
+
+static void words_free(Words *w)
+{
+    for (size_t i = 0; i < w->count; i++) free(w->word[i]);
+    free(w->word);
+    *w = (Words){0};
+}
+
+/* The words of a line of the tables. */
+static void words_add_line(Words *w, const Study *s, const StudyJob *job, const char *model, const char *line)
+{
+    while (*line) {
+        size_t length = strcspn(line, " ");
+        char *word = text_format("%.*s", (int)length, line);
+        words_add(w, study_fill(s, job, model, word));
+        free(word);
+        line += length + strspn(line + length, " ");
+    }
+}
+
+/* The tasks that are not trained, each after `option` ("--task" or "--probe"): `count` of them. */
+static void words_add_heldout(Words *w, const Study *s, const char *option, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        const char *name = i < N_HELDOUT ? STUDY_HELDOUT[i] : STUDY_RELATED;
+        words_add(w, text_format("--task-file"));
+        words_add(w, text_format("%s/%s.json", s->tasks, name));
+        words_add(w, text_format("%s", option));
+        words_add(w, text_format("%s=%s/%s", name, s->tasks, name));
+    }
+    words_add(w, text_format("%s", strcmp(option, "--probe") == 0 ? "--probe-input-ending" : "--input-ending"));
+    words_add(w, text_format(" <extra_id_0>"));
+}
+
+/* A run's kept checkpoint of a step: steps/model-000100 or steps/joint-000100. To be freed; NULL: there is none. */
+static char *study_checkpoint(const char *run, double step)
+{
+    static const char *const STAGES[] = {"model", "joint"};
+    for (size_t i = 0; i < sizeof STAGES / sizeof *STAGES; i++) {
+        char *path = text_format("%s/steps/%s-%06.0f", run, STAGES[i], step);
+        if (path_exists(path)) return path;
+        free(path);
+    }
+    return NULL;
+}
+
+/* The steps at which the two rules choose a run's checkpoint, from its log: the last one, and the first whose dev score
+ * is FIRST_RULE or more (NAN: none is). */
+static int study_rules(const char *run, double *last, double *first, Error *error)
+{
+    char *path = path_join(run, "log.jsonl");
+    Lines lines;
+    int status = lines_read(&lines, path, error);
+    *last = *first = NAN;
+    for (size_t i = 0; !status && i < lines.count; i++) {
+        cJSON *record = cJSON_Parse(lines.text[i]);
+        if (cJSON_GetObjectItemCaseSensitive(record, "dev")) {
+            *last = record_number(record, "step");
+            if (isnan(*first) && record_number(record, "mean") >= FIRST_RULE) *first = *last;
+        }
+        cJSON_Delete(record);
+    }
+    if (!status) lines_free(&lines);
+    free(path);
+    return status;
+}
+
+/* The model that a part looks at, and the prompt that goes with it on the trained task: both to be freed, NULL where
+ * there is none. No model and no error: the run never reached FIRST_RULE. */
+static int study_model(const Study *s, const StudyJob *job, char **model, char **prompt, Error *error)
+{
+    bool is_first = job->part == FIRST_TARGET || job->part == FIRST_HELDOUT;
+    char *run = study_place(s, TRAIN, job->method, job->base, job->seed);
+    double last, first;
+    int status = 0;
+    *model = *prompt = NULL;
+    if (!STUDY_METHODS[job->method].tunes_model) {
+        *model = text_format("%s", s->bases[job->base]);
+    } else {
+        status = study_rules(run, &last, &first, error);
+        if (!status) *model = study_checkpoint(run, is_first ? first : last);
+        if (!status && !*model && !(is_first && isnan(first)))
+            status = error_set(error, EXIT_FAILED, "%s/steps: the checkpoint of a rule is not there", run);
+    }
+    if (!status && *model && STUDY_METHODS[job->method].train) *prompt = point_prompt(run, *model, "rte");
+    free(run);
+    return status;
+}
+
+/* The words of a job's command. None, and no error: there is nothing to do. */
+static int study_command(const Study *s, const StudyJob *job, Words *w, Error *error)
+{
+    char *model = NULL, *prompt = NULL, *average, *longer;
+    int status = 0;
+    *w = (Words){0};
+    if (job->part != TRAIN && job->part != ALIGN) {
+        status = study_model(s, job, &model, &prompt, error);
+        if (status || !model) return status;
+    }
+    words_add_line(w, s, job, model, "promot");
+    words_add_line(w, s, job, model, STUDY_PARTS[job->part].command);
+    if (job->part == TRAIN) words_add_line(w, s, job, model, STUDY_METHODS[job->method].train);
+    if (job->part == TRAIN && STUDY_METHODS[job->method].tunes_model) words_add_heldout(w, s, "--probe", N_HELDOUT);
+    if (job->part == HELDOUT || job->part == FIRST_HELDOUT || job->part == OTHER_EXAMPLES) {
+        words_add_heldout(w, s, "--task", N_STUDY_TASKS);
+        average = text_format("%s", STUDY_HELDOUT[0]);
+        for (size_t i = 1; i < N_HELDOUT; i++) {
+            longer = text_format("%s,%s", average, STUDY_HELDOUT[i]);
+            free(average);
+            average = longer;
+        }
+        words_add_line(w, s, job, model, "--norm-avg-over");
+        words_add(w, average);
+    }
+    if (prompt && (job->part == TARGET || job->part == FIRST_TARGET)) {
+        words_add(w, text_format("--prompt"));
+        words_add(w, text_format("%s", prompt));
+    }
+    words_add(w, text_format("--seed"));
+    words_add(w, text_format("%zu", s->first_seed + job->seed));
+    words_add_line(w, s, job, model, "--threads 1 --out");
+    words_add(w, study_place(s, job->part, job->method, job->base, job->seed));
+    if (s->resumed && job->part == TRAIN) words_add_line(w, s, job, model, "--resume");
+    free(prompt);
+    free(model);
+    return 0;
+}
+
+/* Appends a command to OUT/commands.sh, so that it can be typed again. */
+static int study_record_command(const Study *s, const Words *w, Error *error)
+{
+    char *path = path_join(s->out, "commands.sh");
+    FILE *file = fopen(path, "a");
+    int status = file ? 0 : -1;
+    for (size_t i = 0; file && i < w->count; i++) {
+        bool plain = strspn(w->word[i], "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./=,") ==
+                     strlen(w->word[i]);
+        fputs(i ? " " : "", file);
+        if (!plain) fputc('\'', file);
+        for (const char *at = w->word[i]; *at; at++) fputs(*at == '\'' ? "'\\''" : (const char[]){*at, '\0'}, file);
+        if (!plain) fputc('\'', file);
+    }
+    if (file && (fputc('\n', file) == EOF || ferror(file))) status = -1;
+    if (file && fclose(file) != 0) status = -1;
+    if (status) error_set(error, EXIT_FAILED, "%s: cannot write: %s", path, strerror(errno));
+    free(path);
+    return status;
+}
+
+/* --- the list of jobs */
+
+static int study_add_job(Study *s, StudyPart part, StudyMethod method, size_t base, size_t seed, int after)
+{
+    s->jobs = host_grow(s->jobs, s->n_jobs + 1, sizeof *s->jobs);
+    s->jobs[s->n_jobs] =
+        (StudyJob){.part = part, .method = method, .base = base, .seed = seed, .after = after, .state = WAITING};
+    return (int)s->n_jobs++;
+}
+
+/* Everything, seed by seed. Further bases are there to see whether the main result holds on them: no controls. */
+static void study_plan(Study *s)
+{
+    for (size_t base = 0; base < s->n_bases; base++) {
+        for (size_t seed = 0; seed < s->n_seeds; seed++) {
+            int trained[N_METHODS] = {[PRETRAINED] = -1};
+            for (StudyMethod m = 0; m < N_METHODS; m++) {
+                if (STUDY_METHODS[m].full && (!s->full || base)) continue;
+                if (STUDY_METHODS[m].train)
+                    trained[m] = study_add_job(s, TRAIN, m, base, seed, trained[STUDY_METHODS[m].after]);
+                for (StudyPart part = TARGET; part < N_PARTS; part++) {
+                    bool wanted = part == TARGET;
+                    if (part == HELDOUT) wanted = m != PROMPT_TUNING; /* without its prompt that is the base */
+                    if (part == FIRST_TARGET || part == FIRST_HELDOUT) wanted = STUDY_METHODS[m].tunes_model;
+                    if (part == OTHER_EXAMPLES) wanted = m == PRETRAINED;
+                    if (part == ALIGN) wanted = m == PROMOT;
+                    if (wanted) study_add_job(s, part, m, base, seed, trained[m]);
+                }
+            }
+        }
+    }
+}
+
+static bool job_is_done(const Study *s, const StudyJob *job)
+{
+    char *place = study_place(s, job->part, job->method, job->base, job->seed),
+         *done = path_join(place, STUDY_PARTS[job->part].done);
+    bool there = path_exists(done);
+    free(done);
+    free(place);
+    return there;
+}
+
+/* --- running them */
+
+/* In a process of its own: the command, with everything that it prints in a file. Does not return. */
+__attribute__((noreturn)) static void study_child(const Words *w, const char *log)
+{
+    sigset_t none;
+    int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0666);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    if (fd < 0 || dup2(fd, STDOUT_FILENO) < 0 || dup2(fd, STDERR_FILENO) < 0) _exit(EXIT_FAILED);
+    close(fd);
+    exit(promot_main((int)w->count, w->word));
+}
+
+/* The file that takes what a job prints. To be freed. */
+static char *study_log(const Study *s, const StudyJob *job)
+{
+    char *place = study_place(s, job->part, job->method, job->base, job->seed), *log;
+    for (char *at = place + strlen(s->out) + 1; *at; at++)
+        if (*at == '/') *at = '.';
+    log = text_format("%s/logs/%s.txt", s->out, place + strlen(s->out) + 1);
+    free(place);
+    return log;
+}
+
+static int study_start(Study *s, StudyJob *job, Error *error)
+{
+    Words words;
+    char *log;
+    int status = study_command(s, job, &words, error);
+    if (status || !words.count) {
+        job->state = LEFT_OUT;
+        return status;
+    }
+    log = study_log(s, job);
+    if (job->base == 0 && job->seed == 0) status = study_record_command(s, &words, error);
+    fflush(NULL); /* or the child would write what waits in the buffers once more */
+    if (!status && (job->process = fork()) == 0) study_child(&words, log);
+    if (!status && job->process < 0)
+        status = error_set(error, EXIT_FAILED, "study: no new process: %s", strerror(errno));
+    job->begun = seconds_now();
+    if (!status) job->state = RUNNING;
+    free(log);
+    words_free(&words);
+    return status;
+}
+
+/* The seconds until all is done: what is left takes as long as the same parts took so far, or, where none was yet, as
+ * an average part. */
+static double study_seconds_left(const Study *s)
+{
+    double sum[N_PARTS][N_METHODS] = {{0}}, count[N_PARTS][N_METHODS] = {{0}}, all = 0, n = 0, left = 0;
+    for (size_t i = 0; i < s->n_jobs; i++) {
+        const StudyJob *job = &s->jobs[i];
+        if (job->state != FINISHED || job->seconds == 0) continue;
+        sum[job->part][job->method] += job->seconds;
+        count[job->part][job->method]++;
+        all += job->seconds;
+        n++;
+    }
+    for (size_t i = 0; i < s->n_jobs; i++) {
+        const StudyJob *job = &s->jobs[i];
+        double known = count[job->part][job->method], mean = known ? sum[job->part][job->method] / known : all / n;
+        if (job->state == WAITING) left += mean;
+        if (job->state == RUNNING) left += fmax(mean - (seconds_now() - job->begun), 0);
+    }
+    return left / (double)s->at_once;
+}
+
+/* What a finished job found, in a few words. To be freed. */
+static char *job_finding(const Study *s, const StudyJob *job)
+{
+    char *place = study_place(s, job->part, job->method, job->base, job->seed),
+         *path = path_join(place, STUDY_PARTS[job->part].done), *text = NULL;
+    cJSON *json = NULL, *average;
+    MappedFile file;
+    Error ignored;
+    if (!mapped_file_open(&file, path, &ignored)) {
+        json = cJSON_ParseWithLength((const char *)file.data, file.bytes);
+        mapped_file_close(&file);
+    }
+    average = cJSON_GetObjectItemCaseSensitive(json, "norm_avg");
+    if (job->part == TRAIN)
+        text =
+            text_format(": dev %.1f",
+                        record_number(cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(json, "stages"), 0), "dev"));
+    else if (job->part != ALIGN && cJSON_GetArraySize(average) > 0)
+        text =
+            text_format(": %.1f%s", record_number(average, cJSON_GetObjectItemCaseSensitive(average, "1") ? "1" : "0"),
+                        cJSON_GetObjectItemCaseSensitive(average, "1") ? " after one example" : "");
+    cJSON_Delete(json);
+    free(path);
+    free(place);
+    return text ? text : text_format("%s", "");
+}
+
+static void study_report_progress(const Study *s, const StudyJob *job)
+{
+    size_t over = 0;
+    int now = (int)(seconds_now() - s->begun), left = (int)(study_seconds_left(s) + 0.5);
+    char *base = job->base ? text_format("base %zu, ", job->base + 1) : text_format("%s", ""),
+         *finding = job_finding(s, job);
+    for (size_t i = 0; i < s->n_jobs; i++) over += s->jobs[i].state == FINISHED || s->jobs[i].state == LEFT_OUT;
+    if (!s->quiet)
+        fprintf(stderr, "[%3zu/%zu] %d:%02d, about %d:%02d left   %sseed %zu, %s: %s%s\n", over, s->n_jobs, now / 60,
+                now % 60, left / 60, left % 60, base, s->first_seed + job->seed, STUDY_METHODS[job->method].label,
+                STUDY_PARTS[job->part].label, finding);
+    free(finding);
+    free(base);
+}
+
+/* A job failed: its last line says why. */
+static int study_failed(const Study *s, const StudyJob *job, int how, Error *error)
+{
+    char *log = study_log(s, job);
+    Lines lines = {0};
+    Error ignored;
+    const char *last = "";
+    if (!lines_read(&lines, log, &ignored) && lines.count) last = lines.text[lines.count - 1];
+    if (strncmp(last, "promot: ", 8) == 0) last += 8;
+    if (WIFSIGNALED(how))
+        error_set(error, EXIT_FAILED, "%s: the command was killed (signal %d)", log, WTERMSIG(how));
+    else
+        error_set(error, WEXITSTATUS(how) == EXIT_USAGE ? EXIT_USAGE : EXIT_FAILED, "%s", *last ? last : log);
+    lines_free(&lines);
+    free(log);
+    return -1;
+}
+
+/* Kept checkpoints are large: those of all seeds but the first go when everything has looked at them. */
+static int study_tidy(const Study *s, const StudyJob *finished, Error *error)
+{
+    bool all = finished->base || finished->seed;
+    char *run, *steps;
+    int status;
+    for (size_t i = 0; i < s->n_jobs; i++) {
+        const StudyJob *job = &s->jobs[i];
+        if (job->method == finished->method && job->base == finished->base && job->seed == finished->seed)
+            all &= job->state == FINISHED || job->state == LEFT_OUT;
+    }
+    if (!all) return 0;
+    run = study_place(s, TRAIN, finished->method, finished->base, finished->seed);
+    steps = path_join(run, "steps");
+    status = directory_remove(steps, error);
+    free(steps);
+    free(run);
+    return status;
+}
+
+/* Takes note of the processes that have ended. */
+static int study_reap(Study *s, Error *error)
+{
+    int how, status = 0;
+    for (size_t i = 0; i < s->n_jobs; i++) {
+        StudyJob *job = &s->jobs[i];
+        if (job->state != RUNNING || waitpid(job->process, &how, WNOHANG) != job->process) continue;
+        job->state = FINISHED;
+        job->seconds = seconds_now() - job->begun;
+        if (status) continue;
+        if (!WIFEXITED(how) || WEXITSTATUS(how) != 0)
+            status = study_failed(s, job, how, error);
+        else
+            status = study_tidy(s, job, error);
+        if (!status) study_report_progress(s, job);
+    }
+    return status;
+}
+
+/* Stops what runs, and waits for its end. */
+static void study_stop(Study *s)
+{
+    for (size_t i = 0; i < s->n_jobs; i++)
+        if (s->jobs[i].state == RUNNING) kill(s->jobs[i].process, SIGTERM);
+    for (size_t i = 0; i < s->n_jobs; i++)
+        if (s->jobs[i].state == RUNNING) waitpid(s->jobs[i].process, NULL, 0);
+}
+
+/* Starts what can start now. Returns how many run, -1 on an error. */
+static int study_start_some(Study *s, Error *error)
+{
+    size_t running = 0;
+    for (size_t i = 0; i < s->n_jobs; i++) running += s->jobs[i].state == RUNNING;
+    for (size_t i = 0; i < s->n_jobs && running < s->at_once; i++) {
+        StudyJob *job = &s->jobs[i];
+        if (job->state != WAITING || (job->after >= 0 && s->jobs[job->after].state != FINISHED)) continue;
+        if (study_start(s, job, error)) return -1;
+        running += job->state == RUNNING;
+    }
+    return (int)running;
+}
+
+/* Runs all jobs. A signal that ends programs ends the processes of the study too, then the study itself. */
+static int study_run(Study *s, Error *error)
+{
+    const int ending[] = {SIGINT, SIGTERM, SIGHUP};
+    sigset_t waited, before;
+    int status = 0, running, caught = 0;
+    sigemptyset(&waited);
+    sigaddset(&waited, SIGCHLD);
+    for (size_t i = 0; i < sizeof ending / sizeof *ending; i++) sigaddset(&waited, ending[i]);
+    sigprocmask(SIG_BLOCK, &waited, &before);
+    while (!status && (caught == 0 || caught == SIGCHLD)) {
+        if ((running = study_start_some(s, error)) <= 0) {
+            status = running;
+            break;
+        }
+        sigwait(&waited, &caught);
+        if (caught == SIGCHLD) status = study_reap(s, error);
+    }
+    if (status || (caught && caught != SIGCHLD)) study_stop(s);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    if (!status && caught && caught != SIGCHLD) {
+        fprintf(stderr, "study: stopped; the same command with --resume goes on\n");
+        raise(caught);
+    }
+    return status;
+}

@@ -1,0 +1,543 @@
+/* study_results.c: what promot study found: from the files that its commands wrote to results.json, whose form
+ * data/study_report.h describes. A part of chapter 10 of promot.c, which includes it. */
+
+/* --- numbers over seeds */
+
+/* Appends x to the number NAME of an object: {"values": [one for each seed]}. What is not a number is left out. */
+static void add_value(cJSON *object, const char *name, double x)
+{
+    cJSON *number = cJSON_GetObjectItemCaseSensitive(object, name);
+    if (!isfinite(x)) return;
+    if (!number) cJSON_AddArrayToObject(number = cJSON_AddObjectToObject(object, name), "values");
+    cJSON_AddItemToArray(cJSON_GetObjectItemCaseSensitive(number, "values"), cJSON_CreateNumber(x));
+}
+
+/* The object NAME of an object, made if it is not there. */
+static cJSON *object_at(cJSON *object, const char *name)
+{
+    cJSON *child = cJSON_GetObjectItemCaseSensitive(object, name);
+    return child ? child : cJSON_AddObjectToObject(object, name);
+}
+
+/* The number at a place of the array NAME; places are filled in order. */
+static void add_value_at(cJSON *object, const char *name, int place, double x)
+{
+    cJSON *array = cJSON_GetObjectItemCaseSensitive(object, name), *number;
+    if (!array) array = cJSON_AddArrayToObject(object, name);
+    while (cJSON_GetArraySize(array) <= place) {
+        cJSON_AddItemToArray(array, number = cJSON_CreateObject());
+        cJSON_AddArrayToObject(number, "values");
+    }
+    if (isfinite(x))
+        cJSON_AddItemToArray(cJSON_GetObjectItemCaseSensitive(cJSON_GetArrayItem(array, place), "values"),
+                             cJSON_CreateNumber(x));
+}
+
+/* Gives every number its mean and its standard deviation over the seeds (n - 1 below; 0 of one seed). A number without
+ * values becomes null. */
+static void finish_numbers(cJSON *json)
+{
+    cJSON *child = json->child, *next;
+    for (; child; child = next) {
+        cJSON *values = cJSON_GetObjectItemCaseSensitive(child, "values"), *value;
+        double n = cJSON_GetArraySize(values), mean = 0, squares = 0;
+        next = child->next;
+        if (!cJSON_IsArray(values)) {
+            finish_numbers(child);
+        } else if (n == 0) {
+            cJSON_ReplaceItemViaPointer(json, child, cJSON_CreateNull());
+        } else {
+            cJSON_ArrayForEach(value, values) mean += value->valuedouble / n;
+            cJSON_ArrayForEach(value, values) squares += (value->valuedouble - mean) * (value->valuedouble - mean);
+            cJSON_AddNumberToObject(child, "mean", mean);
+            cJSON_AddNumberToObject(child, "sd", n > 1 ? sqrt(squares / (n - 1)) : 0);
+        }
+    }
+}
+
+/* The number at the end of a path of names, its mean; NAN: there is none. */
+static double mean_at(const cJSON *json, const char *const *path)
+{
+    for (; *path && json; path++) json = cJSON_GetObjectItemCaseSensitive(json, *path);
+    return json ? record_number(json, "mean") : NAN;
+}
+#define MEAN_AT(json, ...) mean_at(json, (const char *const[]){__VA_ARGS__, NULL})
+
+/* --- reading what the commands wrote */
+
+static int read_json(const char *directory, const char *name, cJSON **out, Error *error)
+{
+    char *path = path_join(directory, name);
+    MappedFile file;
+    int status = mapped_file_open(&file, path, error);
+    *out = NULL;
+    if (!status) {
+        *out = cJSON_ParseWithLength((const char *)file.data, file.bytes);
+        mapped_file_close(&file);
+        if (!*out) status = error_set(error, EXIT_FAILED, "%s: not JSON", path);
+    }
+    free(path);
+    return status;
+}
+
+/* The predictions of a task, a JSON object a line. */
+static int read_predictions(const char *place, const char *task, const char *shots, Lines *lines, Error *error)
+{
+    char *path = text_format("%s/predictions/%s.%s.jsonl", place, task, shots);
+    int status = lines_read(lines, path, error);
+    free(path);
+    return status;
+}
+
+/* The percentage of a task's answers that are label words of the trained one. */
+static int read_format_ratio(const char *place, const char *task, const char *shots, const Task *trained, double *ratio,
+                             Error *error)
+{
+    Lines lines;
+    size_t in_format = 0;
+    int status = read_predictions(place, task, shots, &lines, error);
+    if (status) return status;
+    for (size_t i = 0; i < lines.count; i++) {
+        cJSON *row = cJSON_Parse(lines.text[i]);
+        const char *answer = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(row, "processed_output"));
+        in_format += answer && is_in_format(trained, answer);
+        cJSON_Delete(row);
+    }
+    *ratio = lines.count ? 100.0 * (double)in_format / (double)lines.count : NAN;
+    lines_free(&lines);
+    return 0;
+}
+
+/* An evaluation of the held-out tasks: one seed more in heldout, format_ratio, tasks and task_format_ratio of `into`. */
+static int add_heldout(const char *place, const Task *trained, cJSON *into, Error *error)
+{
+    cJSON *results, *scores, *score;
+    int status = read_json(place, "results.json", &results, error);
+    cJSON_ArrayForEach(scores, cJSON_GetObjectItemCaseSensitive(results, "norm_avg"))
+    {
+        const char *shots = scores->string;
+        double mean_ratio = 0;
+        add_value(object_at(into, "heldout"), shots, scores->valuedouble);
+        for (size_t i = 0; !status && i < N_STUDY_TASKS; i++) {
+            const char *name = i < N_HELDOUT ? STUDY_HELDOUT[i] : STUDY_RELATED;
+            double ratio = NAN;
+            score = cJSON_GetObjectItemCaseSensitive(results, "tasks");
+            score = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(score, name), "scores");
+            status = read_format_ratio(place, name, shots, trained, &ratio, error);
+            add_value(object_at(object_at(into, "tasks"), name), shots, record_number(score, shots));
+            add_value(object_at(object_at(into, "task_format_ratio"), name), shots, ratio);
+            if (i < N_HELDOUT) mean_ratio += ratio / N_HELDOUT;
+        }
+        add_value(object_at(into, "format_ratio"), shots, mean_ratio);
+    }
+    cJSON_Delete(results);
+    return status;
+}
+
+static int add_target(const char *place, cJSON *into, Error *error)
+{
+    cJSON *results, *task;
+    int status = read_json(place, "results.json", &results, error);
+    task = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(results, "tasks"), "rte");
+    add_value(into, "target", record_number(cJSON_GetObjectItemCaseSensitive(task, "scores"), "0"));
+    cJSON_Delete(results);
+    return status;
+}
+
+/* Along training: one seed's dev scores and probes, from the log of its run. */
+static int add_curves(const char *run, cJSON *curve, Error *error)
+{
+    char *path = path_join(run, "log.jsonl");
+    Lines lines;
+    int status = lines_read(&lines, path, error), place = -1;
+    cJSON *steps = cJSON_GetObjectItemCaseSensitive(curve, "step");
+    bool first = !steps;
+    double dev = NAN;
+    free(path);
+    if (status) return status;
+    if (first) steps = cJSON_AddArrayToObject(curve, "step");
+    for (size_t i = 0; i < lines.count; i++) {
+        cJSON *record = cJSON_Parse(lines.text[i]);
+        if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev = record_number(record, "mean");
+        if (cJSON_GetObjectItemCaseSensitive(record, "probe")) {
+            place++;
+            if (first) cJSON_AddItemToArray(steps, cJSON_CreateNumber(record_number(record, "step")));
+            add_value_at(curve, "target", place, dev);
+            add_value_at(curve, "heldout", place, record_number(record, "mean"));
+            add_value_at(curve, "format_ratio", place, record_number(record, "format_ratio"));
+        }
+        cJSON_Delete(record);
+    }
+    lines_free(&lines);
+    return 0;
+}
+
+/* One seed of a method: the last step, and the first checkpoint that has learnt the task. */
+static int add_method_seed(const Study *s, StudyMethod m, size_t base, size_t seed, const Task *trained, cJSON *into,
+                           Error *error)
+{
+    StudyMethod asked = m == PROMPT_TUNING ? PRETRAINED : m; /* without its prompt that is the pretrained model */
+    char *run = study_place(s, TRAIN, m, base, seed), *target = study_place(s, TARGET, m, base, seed),
+         *heldout = study_place(s, HELDOUT, asked, base, seed),
+         *first_target = study_place(s, FIRST_TARGET, m, base, seed),
+         *first_heldout = study_place(s, FIRST_HELDOUT, m, base, seed);
+    double last, first = NAN;
+    int status = add_target(target, into, error);
+    if (!status) status = add_heldout(heldout, trained, into, error);
+    if (!status && STUDY_METHODS[m].tunes_model) status = study_rules(run, &last, &first, error);
+    if (!status && isfinite(first)) {
+        cJSON *rule = object_at(into, "first");
+        add_value(rule, "step", first);
+        status = add_target(first_target, rule, error);
+        if (!status) status = add_heldout(first_heldout, trained, rule, error);
+    }
+    free(first_heldout);
+    free(first_target);
+    free(heldout);
+    free(target);
+    free(run);
+    return status;
+}
+
+/* "methods" of one base. */
+static int add_methods(const Study *s, size_t base, const Task *trained, cJSON *into, Error *error)
+{
+    cJSON *methods = cJSON_AddObjectToObject(into, "methods");
+    int status = 0;
+    for (StudyMethod m = 0; !status && m < N_METHODS; m++) {
+        cJSON *method;
+        if (STUDY_METHODS[m].full && (!s->full || base)) continue;
+        method = cJSON_AddObjectToObject(methods, STUDY_METHODS[m].name);
+        cJSON_AddStringToObject(method, "label", STUDY_METHODS[m].label);
+        for (size_t seed = 0; !status && seed < s->n_seeds; seed++)
+            status = add_method_seed(s, m, base, seed, trained, method, error);
+    }
+    return status;
+}
+
+/* --- the other parts of results.json */
+
+/* How much of the pretrained model's skill is in the example: that of the task itself, and one of another task. */
+static int add_context(const Study *s, cJSON *json, Error *error)
+{
+    cJSON *context = cJSON_AddObjectToObject(json, "context");
+    int status = 0;
+    cJSON_AddStringToObject(context, "examples_of", STUDY_EXAMPLES_OF);
+    for (size_t seed = 0; !status && seed < s->n_seeds; seed++) {
+        static const StudyPart PARTS[2] = {HELDOUT, OTHER_EXAMPLES};
+        for (int p = 0; !status && p < 2; p++) {
+            char *place = study_place(s, PARTS[p], PRETRAINED, 0, seed);
+            cJSON *results, *tasks;
+            double mean = 0;
+            status = read_json(place, "results.json", &results, error);
+            tasks = cJSON_GetObjectItemCaseSensitive(results, "tasks");
+            for (size_t i = 0; i < N_HELDOUT; i++)
+                if (strcmp(STUDY_HELDOUT[i], STUDY_EXAMPLES_OF) != 0)
+                    mean += record_number(cJSON_GetObjectItemCaseSensitive(
+                                              cJSON_GetObjectItemCaseSensitive(tasks, STUDY_HELDOUT[i]), "scores"),
+                                          "1") /
+                            (N_HELDOUT - 1);
+            add_value(context, p ? "other" : "own", mean);
+            cJSON_Delete(results);
+            free(place);
+        }
+    }
+    return status;
+}
+
+static int add_all_curves(const Study *s, cJSON *json, Error *error)
+{
+    cJSON *curves = cJSON_AddObjectToObject(json, "curves");
+    int status = 0;
+    for (StudyMethod m = 0; !status && m < N_METHODS; m++) {
+        cJSON *curve;
+        if (!STUDY_METHODS[m].tunes_model || (STUDY_METHODS[m].full && !s->full)) continue;
+        curve = cJSON_AddObjectToObject(curves, STUDY_METHODS[m].name);
+        for (size_t seed = 0; !status && seed < s->n_seeds; seed++) {
+            char *run = study_place(s, TRAIN, m, 0, seed);
+            status = add_curves(run, curve, error);
+            free(run);
+        }
+    }
+    return status;
+}
+
+/* Along ProMoT's second stage: cosines and norms of all weights' gradients together. */
+static int add_alignment(const Study *s, cJSON *json, Error *error)
+{
+    static const char *const SIDES[] = {"without_prompt", "with_prompt"}, *const NUMBERS[] = {"cosine", "full_norm",
+                                                                                              "format_norm"};
+    cJSON *alignment = cJSON_AddObjectToObject(json, "alignment"), *steps = cJSON_AddArrayToObject(alignment, "step");
+    int status = 0;
+    for (size_t seed = 0; !status && seed < s->n_seeds; seed++) {
+        char *place = study_place(s, ALIGN, PROMOT, 0, seed);
+        cJSON *results, *point;
+        int at = 0;
+        status = read_json(place, "align.json", &results, error);
+        cJSON_ArrayForEach(point, cJSON_GetObjectItemCaseSensitive(results, "points"))
+        {
+            if (seed == 0) cJSON_AddItemToArray(steps, cJSON_CreateNumber(record_number(point, "step")));
+            for (int side = 0; side < 2; side++) {
+                const cJSON *total = cJSON_GetObjectItemCaseSensitive(
+                    cJSON_GetObjectItemCaseSensitive(point, SIDES[side]), module_name(MODULE_TOTAL));
+                for (int n = 0; n < 3; n++)
+                    add_value_at(object_at(alignment, SIDES[side]), NUMBERS[n], at, record_number(total, NUMBERS[n]));
+            }
+            at++;
+        }
+        cJSON_Delete(results);
+        free(place);
+    }
+    return status;
+}
+
+/* The first test row of each task at one shot, as every method of the first seed answers it. */
+static int add_samples(const Study *s, cJSON *json, Error *error)
+{
+    cJSON *samples = cJSON_AddArrayToObject(json, "samples");
+    int status = 0;
+    for (size_t i = 0; !status && i < N_STUDY_TASKS; i++) {
+        const char *name = i < N_HELDOUT ? STUDY_HELDOUT[i] : STUDY_RELATED;
+        cJSON *sample = cJSON_CreateObject(), *outputs;
+        cJSON_AddStringToObject(sample, "task", name);
+        outputs = cJSON_CreateObject();
+        for (StudyMethod m = 0; !status && m < N_METHODS; m++) {
+            char *place = study_place(s, HELDOUT, m, 0, 0);
+            Lines lines;
+            cJSON *row;
+            if (m != PROMPT_TUNING && (!STUDY_METHODS[m].full || s->full) &&
+                !(status = read_predictions(place, name, "1", &lines, error))) {
+                row = lines.count ? cJSON_Parse(lines.text[0]) : NULL;
+                if (m == PRETRAINED) {
+                    cJSON_AddItemToObject(sample, "input", cJSON_DetachItemFromObjectCaseSensitive(row, "input"));
+                    cJSON_AddItemToObject(sample, "target", cJSON_DetachItemFromObjectCaseSensitive(row, "target"));
+                }
+                cJSON_AddItemToObject(outputs, STUDY_METHODS[m].name,
+                                      cJSON_DetachItemFromObjectCaseSensitive(row, "processed_output"));
+                cJSON_Delete(row);
+                lines_free(&lines);
+            }
+            free(place);
+        }
+        cJSON_AddItemToObject(sample, "outputs", outputs);
+        cJSON_AddItemToArray(samples, sample);
+    }
+    return status;
+}
+
+/* "target", "heldout", "related": names, metrics and sizes, from the evaluations of the first seed. */
+static int add_tasks(const Study *s, const Task *trained, cJSON *json, Error *error)
+{
+    char *target = study_place(s, TARGET, PRETRAINED, 0, 0), *heldout = study_place(s, HELDOUT, PRETRAINED, 0, 0);
+    const char *const *words;
+    size_t n_words = task_labels(trained, &words);
+    cJSON *results[2] = {NULL, NULL}, *list = cJSON_CreateArray();
+    int status = read_json(target, "results.json", &results[0], error);
+    if (!status) status = read_json(heldout, "results.json", &results[1], error);
+    for (size_t i = 0; i < N_STUDY_TASKS + 1; i++) {
+        const char *name = i < N_HELDOUT ? STUDY_HELDOUT[i] : i == N_HELDOUT ? STUDY_RELATED : "rte";
+        const cJSON *row =
+            cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(results[i <= N_HELDOUT], "tasks"), name);
+        const char *metric = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(row, "metric"));
+        cJSON *task = cJSON_CreateObject();
+        cJSON_AddStringToObject(task, "name", name);
+        cJSON_AddStringToObject(task, "metric", metric ? metric : "");
+        cJSON_AddNumberToObject(task, "n", record_number(row, "n"));
+        if (i < N_HELDOUT) cJSON_AddItemToArray(list, task);
+        if (i == N_HELDOUT) cJSON_AddItemToObject(json, "related", task);
+        if (i > N_HELDOUT) {
+            cJSON_AddItemToObject(task, "labels", cJSON_CreateStringArray(words, (int)n_words));
+            cJSON_AddItemToObject(json, "target", task);
+        }
+    }
+    cJSON_AddItemToObject(json, "heldout", list);
+    cJSON_Delete(results[0]);
+    cJSON_Delete(results[1]);
+    free(heldout);
+    free(target);
+    return status;
+}
+
+static int add_commands(const Study *s, cJSON *json, Error *error)
+{
+    char *path = path_join(s->out, "commands.sh");
+    Lines lines;
+    int status = lines_read(&lines, path, error);
+    if (!status) {
+        cJSON_AddItemToObject(json, "commands",
+                              cJSON_CreateStringArray((const char *const *)lines.text, (int)lines.count));
+        lines_free(&lines);
+    }
+    free(path);
+    return status;
+}
+
+/* --- what it comes to */
+
+/* One expectation of the paper, as a number and its bound: at_least, or else at most. */
+static void add_check(cJSON *checks, const char *what, double value, bool at_least, double bound)
+{
+    cJSON *check;
+    char *text;
+    if (!isfinite(value) || !isfinite(bound)) return; /* not a part of this study */
+    check = cJSON_CreateObject();
+    cJSON_AddStringToObject(check, "what", what);
+    cJSON_AddStringToObject(check, "value", text = text_format("%.2f", value));
+    free(text);
+    cJSON_AddStringToObject(check, "limit", text = text_format("%s %.2f", at_least ? "at least" : "at most", bound));
+    free(text);
+    cJSON_AddBoolToObject(check, "ok", at_least ? value >= bound : value <= bound);
+    cJSON_AddItemToArray(checks, check);
+}
+
+static void add_checks(cJSON *json)
+{
+    const cJSON *m = cJSON_GetObjectItemCaseSensitive(json, "methods"),
+                *context = cJSON_GetObjectItemCaseSensitive(json, "context"),
+                *alignment = cJSON_GetObjectItemCaseSensitive(json, "alignment"), *without, *with;
+    cJSON *checks = cJSON_AddArrayToObject(json, "checks");
+    const char *related = cJSON_GetStringValue(
+        cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(json, "related"), "name"));
+    double before = MEAN_AT(m, "pretrained", "heldout", "1"), tuned = MEAN_AT(m, "finetune", "target");
+    without = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(alignment, "without_prompt"), "cosine");
+    with = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(alignment, "with_prompt"), "cosine");
+    add_check(checks, "before tuning: held-out tasks, 1 shot", before, true, 60);
+    add_check(checks, "before tuning: 0 shots, percent of 1 shot",
+              100 * MEAN_AT(m, "pretrained", "heldout", "0") / before, false, 65);
+    add_check(checks, "before tuning: an example of another task, percent of its own",
+              100 * MEAN_AT(context, "other") / MEAN_AT(context, "own"), false, 65);
+    add_check(checks, "fine-tuning: trained task", tuned, true, 95);
+    add_check(checks, "fine-tuning: held-out tasks, percent of before",
+              100 * MEAN_AT(m, "finetune", "heldout", "1") / before, false, 65);
+    add_check(checks, "ProMoT: trained task, less fine-tuning's", MEAN_AT(m, "promot", "target") - tuned, true, -2);
+    add_check(checks, "ProMoT: held-out tasks, percent of before", 100 * MEAN_AT(m, "promot", "heldout", "1") / before,
+              true, 95);
+    add_check(checks, "ProMoT: answers in the trained format, percent", MEAN_AT(m, "promot", "format_ratio", "1"),
+              false, 2);
+    add_check(checks, "ProMoT: the related task, more than before",
+              MEAN_AT(m, "promot", "tasks", related, "1") - MEAN_AT(m, "pretrained", "tasks", related, "1"), true, 0);
+    add_check(checks, "prompt tuning: trained task, less fine-tuning's", MEAN_AT(m, "prompt", "target") - tuned, false,
+              0);
+    add_check(checks, "random prompt: held-out tasks, percent of before",
+              100 * MEAN_AT(m, "random-prompt", "heldout", "1") / before, false, 65);
+    add_check(checks, "joint: held-out tasks, percent of before", 100 * MEAN_AT(m, "joint", "heldout", "1") / before,
+              false, 65);
+    add_check(checks, "gradient alignment without the prompt, first step",
+              record_number(cJSON_GetArrayItem(without, 0), "mean"), true, 0.9);
+    add_check(checks, "gradient alignment with the prompt, first step",
+              record_number(cJSON_GetArrayItem(with, 0), "mean"), false, 0.5);
+}
+
+/* The finding in a sentence, whatever it is. */
+static void add_finding(cJSON *json, size_t seeds)
+{
+    const cJSON *m = cJSON_GetObjectItemCaseSensitive(json, "methods");
+    double before = MEAN_AT(m, "pretrained", "heldout", "1"), tuned = MEAN_AT(m, "finetune", "heldout", "1"),
+           kept = MEAN_AT(m, "promot", "heldout", "1"), tuned_target = MEAN_AT(m, "finetune", "target"),
+           kept_target = MEAN_AT(m, "promot", "target");
+    bool collapsed = tuned <= 0.65 * before, keeps = kept >= 0.95 * before, learns = kept_target >= tuned_target - 2;
+    const char *verdict = collapsed && keeps && learns ? "ProMoT learns the task without losing the rest"
+                          : !collapsed   ? "No collapse to prevent: plain fine-tuning keeps most of the rest"
+                          : !learns      ? "ProMoT does not learn the task as well as fine-tuning"
+                          : kept > tuned ? "ProMoT loses less than plain fine-tuning, but does lose"
+                                         : "ProMoT keeps no more than plain fine-tuning";
+    char *text = text_format(
+        "%s: with the trained task at %.1f, plain fine-tuning leaves %.1f of %.1f on the held-out tasks after one "
+        "example (%.1f %% of its answers are words of the trained task's format); ProMoT, at %.1f, leaves %.1f "
+        "(%.1f %%). Means of %zu seed%s.",
+        verdict, tuned_target, tuned, before, MEAN_AT(m, "finetune", "format_ratio", "1"), kept_target, kept,
+        MEAN_AT(m, "promot", "format_ratio", "1"), seeds, seeds == 1 ? "" : "s");
+    cJSON_AddStringToObject(json, "finding", text);
+    free(text);
+}
+
+static void add_settings(const Study *s, cJSON *json)
+{
+    cJSON *settings = cJSON_AddObjectToObject(json, "settings");
+    char *text;
+    cJSON_AddStringToObject(settings, "promot", PROMOT_VERSION);
+    cJSON_AddStringToObject(settings, "study", s->full ? "full" : "demo");
+    cJSON_AddStringToObject(settings, "first seed", text = text_format("%zu", s->first_seed));
+    free(text);
+    cJSON_AddStringToObject(settings, "tuning", STUDY_TUNING);
+    if (s->full) cJSON_AddStringToObject(settings, "the paper's settings", STUDY_PAPER);
+    cJSON_AddStringToObject(settings, "prompt tuning", STUDY_METHODS[PROMPT_TUNING].train);
+}
+
+/* All of results.json; *out is the caller's to delete, on an error too. */
+static int study_results(const Study *s, cJSON **out, Error *error)
+{
+    Task *trained = task_builtin("rte", error);
+    cJSON *json = *out = cJSON_CreateObject(), *bases;
+    int status = trained ? 0 : -1;
+    cJSON_AddNumberToObject(json, "seeds", (double)s->n_seeds);
+    cJSON_AddStringToObject(json, "model", s->bases[0]);
+    add_settings(s, json);
+    cJSON_AddNumberToObject(json, "first_rule", FIRST_RULE);
+    if (!status) status = add_tasks(s, trained, json, error);
+    if (!status) status = add_methods(s, 0, trained, json, error);
+    if (!status) status = add_context(s, json, error);
+    if (!status) status = add_all_curves(s, json, error);
+    if (!status) status = add_alignment(s, json, error);
+    if (!status) status = add_samples(s, json, error);
+    bases = cJSON_AddArrayToObject(json, "bases");
+    for (size_t base = 1; !status && base < s->n_bases; base++) {
+        cJSON *further = cJSON_CreateObject();
+        cJSON_AddItemToArray(bases, further);
+        cJSON_AddStringToObject(further, "model", s->bases[base]);
+        cJSON_AddNumberToObject(further, "seeds", (double)s->n_seeds);
+        status = add_methods(s, base, trained, further, error);
+    }
+    if (!status) status = add_commands(s, json, error);
+    task_free(trained);
+    if (status) return status;
+    finish_numbers(json);
+    add_checks(json);
+    add_finding(json, s->n_seeds);
+    return 0;
+}
+
+/* results.json and the report. */
+static int study_write(const Study *s, const cJSON *results, Error *error)
+{
+    char *path = path_join(s->out, "results.json"), *text = cJSON_Print(results);
+    int status = file_write_text(path, text, error);
+    if (!status) status = study_report_write(s->out, results, error);
+    free(text);
+    free(path);
+    return status;
+}
+
+/* The table, a few samples, and the finding. */
+static int study_print(const Study *s, const cJSON *results, Error *error)
+{
+    char *table = study_table(results);
+    const cJSON *sample, *check;
+    int shown = 0;
+    if (!table) return error_set(error, EXIT_FAILED, "memory: none left for a table");
+    printf("%s\nThe first question of some tasks, after one example, and the answers of the first seed:\n", table);
+    free(table);
+    cJSON_ArrayForEach(sample, cJSON_GetObjectItemCaseSensitive(results, "samples"))
+    {
+        const cJSON *outputs = cJSON_GetObjectItemCaseSensitive(sample, "outputs");
+        if (shown++ % 2) continue; /* every second task: the report has them all */
+        printf("\n  %s\n", cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(sample, "input")));
+        printf("    %-20s %s\n", "expected", cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(sample, "target")));
+        for (StudyMethod m = 0; m < N_METHODS; m++) {
+            const char *output = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(outputs, STUDY_METHODS[m].name));
+            if (output) printf("    %-20s %s\n", STUDY_METHODS[m].label, output);
+        }
+    }
+    printf("\n");
+    cJSON_ArrayForEach(check, cJSON_GetObjectItemCaseSensitive(results, "checks"))
+    {
+        printf("%-14s %s: %s (%s)\n",
+               cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(check, "ok")) ? "reached" : "NOT REACHED",
+               cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(check, "what")),
+               cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(check, "value")),
+               cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(check, "limit")));
+    }
+    printf("\n%s\n\nThe report is %s/report.html.\n",
+           cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(results, "finding")), s->out);
+    return 0;
+}
