@@ -24,7 +24,7 @@ static int study_check(const Study *s, Error *error)
         tokenizer_close(tokenizer);
     }
     for (size_t i = 0; !status && i <= N_STUDY_TASKS; i++) {
-        const char *name = i < N_HELDOUT ? STUDY_HELDOUT[i] : i < N_STUDY_TASKS ? STUDY_RELATED : "nli";
+        const char *name = i < N_STUDY_TASKS ? STUDY_TASKS[i].name : "nli";
         char *path = path_join(s->tasks, name);
         if (!path_is_directory(path))
             status = error_set(error, EXIT_USAGE, "%s: no such directory of task files (--tasks DIR)", path);

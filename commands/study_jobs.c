@@ -7,12 +7,24 @@
  * there are cores. (Small models use two cores better as two processes, and no result depends on the threads.) Then
  * study_results.c reads what they wrote. */
 
-/* What is not trained: the tasks of the held-out average, and one more, which is related to the trained one: what
+/* What is not trained: the tasks of the held-out average, and last one more, which is related to the trained one: what
  * training teaches about it can show there. */
-static const char *const STUDY_HELDOUT[] = {"qa",           "cqa",           "fr",   "de", "summary", "map_french",
-                                            "map_category", "map_adjective", "yesno"};
-static const char STUDY_RELATED[] = "nli_reworded", STUDY_EXAMPLES_OF[] = "cqa";
-enum { N_HELDOUT = sizeof STUDY_HELDOUT / sizeof *STUDY_HELDOUT, N_STUDY_TASKS = N_HELDOUT + 1 };
+static const struct {
+    const char *name, *about;
+} STUDY_TASKS[] = {
+    {"qa", "questions about what the model was told in pretraining"},
+    {"cqa", "questions about a text"},
+    {"fr", "translation into a toy French"},
+    {"de", "translation into a toy German"},
+    {"summary", "a text in one sentence"},
+    {"map_french", "a phrase in French: told by its examples only"},
+    {"map_category", "what kind of thing a phrase names: told by its examples only"},
+    {"map_adjective", "a phrase's adjective: told by its examples only"},
+    {"yesno", "does a statement follow, yes or no"},
+    {"nli_reworded", "the trained task in another template, as CB is to RTE in the paper"},
+};
+enum { N_STUDY_TASKS = sizeof STUDY_TASKS / sizeof *STUDY_TASKS, N_HELDOUT = N_STUDY_TASKS - 1 };
+static const char STUDY_EXAMPLES_OF[] = "cqa";
 enum { SEEDS_OF_DEMO = 3, SEEDS_OF_FULL = 10 };
 
 /* The second rule for a checkpoint, beside "the last one": the first with this dev accuracy. */
@@ -182,7 +194,7 @@ static void words_add_line(Words *w, const Study *s, const StudyJob *job, const 
 static void words_add_heldout(Words *w, const Study *s, const char *option, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        const char *name = i < N_HELDOUT ? STUDY_HELDOUT[i] : STUDY_RELATED;
+        const char *name = STUDY_TASKS[i].name;
         words_add(w, text_format("--task-file"));
         words_add(w, text_format("%s/%s.json", s->tasks, name));
         words_add(w, text_format("%s", option));
@@ -263,9 +275,9 @@ static int study_command(const Study *s, const StudyJob *job, Words *w, Error *e
     if (job->part == TRAIN && STUDY_METHODS[job->method].tunes_model) words_add_heldout(w, s, "--probe", N_HELDOUT);
     if (job->part == HELDOUT || job->part == FIRST_HELDOUT || job->part == OTHER_EXAMPLES) {
         words_add_heldout(w, s, "--task", N_STUDY_TASKS);
-        average = text_format("%s", STUDY_HELDOUT[0]);
+        average = text_format("%s", STUDY_TASKS[0].name);
         for (size_t i = 1; i < N_HELDOUT; i++) {
-            longer = text_format("%s,%s", average, STUDY_HELDOUT[i]);
+            longer = text_format("%s,%s", average, STUDY_TASKS[i].name);
             free(average);
             average = longer;
         }

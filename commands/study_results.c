@@ -108,7 +108,7 @@ static int read_format_ratio(const char *place, const char *task, const char *sh
     return 0;
 }
 
-/* An evaluation of the held-out tasks: one seed more in heldout, format_ratio, tasks and task_format_ratio of `into`. */
+/* An evaluation of the held-out tasks: one seed more of heldout, format_ratio, tasks, task_format_ratio. */
 static int add_heldout(const char *place, const Task *trained, cJSON *into, Error *error)
 {
     cJSON *results, *scores, *score;
@@ -119,7 +119,7 @@ static int add_heldout(const char *place, const Task *trained, cJSON *into, Erro
         double mean_ratio = 0;
         add_value(object_at(into, "heldout"), shots, scores->valuedouble);
         for (size_t i = 0; !status && i < N_STUDY_TASKS; i++) {
-            const char *name = i < N_HELDOUT ? STUDY_HELDOUT[i] : STUDY_RELATED;
+            const char *name = STUDY_TASKS[i].name;
             double ratio = NAN;
             score = cJSON_GetObjectItemCaseSensitive(results, "tasks");
             score = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(score, name), "scores");
@@ -232,9 +232,9 @@ static int add_context(const Study *s, cJSON *json, Error *error)
             status = read_json(place, "results.json", &results, error);
             tasks = cJSON_GetObjectItemCaseSensitive(results, "tasks");
             for (size_t i = 0; i < N_HELDOUT; i++)
-                if (strcmp(STUDY_HELDOUT[i], STUDY_EXAMPLES_OF) != 0)
+                if (strcmp(STUDY_TASKS[i].name, STUDY_EXAMPLES_OF) != 0)
                     mean += record_number(cJSON_GetObjectItemCaseSensitive(
-                                              cJSON_GetObjectItemCaseSensitive(tasks, STUDY_HELDOUT[i]), "scores"),
+                                              cJSON_GetObjectItemCaseSensitive(tasks, STUDY_TASKS[i].name), "scores"),
                                           "1") /
                             (N_HELDOUT - 1);
             add_value(context, p ? "other" : "own", mean);
@@ -297,7 +297,7 @@ static int add_samples(const Study *s, cJSON *json, Error *error)
     cJSON *samples = cJSON_AddArrayToObject(json, "samples");
     int status = 0;
     for (size_t i = 0; !status && i < N_STUDY_TASKS; i++) {
-        const char *name = i < N_HELDOUT ? STUDY_HELDOUT[i] : STUDY_RELATED;
+        const char *name = STUDY_TASKS[i].name;
         cJSON *sample = cJSON_CreateObject(), *outputs;
         cJSON_AddStringToObject(sample, "task", name);
         outputs = cJSON_CreateObject();
@@ -335,7 +335,7 @@ static int add_tasks(const Study *s, const Task *trained, cJSON *json, Error *er
     int status = read_json(target, "results.json", &results[0], error);
     if (!status) status = read_json(heldout, "results.json", &results[1], error);
     for (size_t i = 0; i < N_STUDY_TASKS + 1; i++) {
-        const char *name = i < N_HELDOUT ? STUDY_HELDOUT[i] : i == N_HELDOUT ? STUDY_RELATED : "rte";
+        const char *name = i < N_STUDY_TASKS ? STUDY_TASKS[i].name : "rte";
         const cJSON *row =
             cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(results[i <= N_HELDOUT], "tasks"), name);
         const char *metric = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(row, "metric"));
@@ -343,6 +343,7 @@ static int add_tasks(const Study *s, const Task *trained, cJSON *json, Error *er
         cJSON_AddStringToObject(task, "name", name);
         cJSON_AddStringToObject(task, "metric", metric ? metric : "");
         cJSON_AddNumberToObject(task, "n", record_number(row, "n"));
+        if (i < N_STUDY_TASKS) cJSON_AddStringToObject(task, "about", STUDY_TASKS[i].about);
         if (i < N_HELDOUT) cJSON_AddItemToArray(list, task);
         if (i == N_HELDOUT) cJSON_AddItemToObject(json, "related", task);
         if (i > N_HELDOUT) {
@@ -415,13 +416,19 @@ static void add_checks(cJSON *json)
     add_check(checks, "ProMoT: answers in the trained format, percent", MEAN_AT(m, "promot", "format_ratio", "1"),
               false, 2);
     add_check(checks, "ProMoT: the related task, more than before",
-              MEAN_AT(m, "promot", "tasks", related, "1") - MEAN_AT(m, "pretrained", "tasks", related, "1"), true, 0);
+              MEAN_AT(m, "promot", "tasks", related, "1") - MEAN_AT(m, "pretrained", "tasks", related, "1"), true, 1);
     add_check(checks, "prompt tuning: trained task, less fine-tuning's", MEAN_AT(m, "prompt", "target") - tuned, false,
               0);
     add_check(checks, "random prompt: held-out tasks, percent of before",
               100 * MEAN_AT(m, "random-prompt", "heldout", "1") / before, false, 65);
     add_check(checks, "joint: held-out tasks, percent of before", 100 * MEAN_AT(m, "joint", "heldout", "1") / before,
               false, 65);
+    add_check(checks, "fine-tuning, paper's settings: held-out tasks, percent of before",
+              100 * MEAN_AT(m, "paper-finetune", "heldout", "1") / before, false, 65);
+    add_check(checks, "ProMoT, paper's settings: held-out tasks, percent of before",
+              100 * MEAN_AT(m, "paper-promot", "heldout", "1") / before, true, 95);
+    add_check(checks, "the same at the first checkpoint that has learnt the task",
+              100 * MEAN_AT(m, "paper-promot", "first", "heldout", "1") / before, true, 95);
     add_check(checks, "gradient alignment without the prompt, first step",
               record_number(cJSON_GetArrayItem(without, 0), "mean"), true, 0.9);
     add_check(checks, "gradient alignment with the prompt, first step",

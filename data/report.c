@@ -160,19 +160,20 @@ static void extent_add(Extent *extent, double value)
 static void choose_axes(Frame *frame)
 {
     Extent x = {INFINITY, -INFINITY}, y = x;
-    bool whole = true;
+    bool whole = true, ranged = frame->plot->y_low < frame->plot->y_high;
     for (size_t s = 0; s < frame->plot->count; s++) {
         const PlotSeries *series = &frame->plot->series[s];
         for (size_t i = 0; i < series->n; i++) {
             if (!is_drawn(series->x[i], series->y[i])) continue;
             extent_add(&x, series->x[i]);
-            extent_add(&y, series->y[i] - spread_at(series, i));
-            extent_add(&y, series->y[i] + spread_at(series, i));
+            double spread = ranged ? 0 : spread_at(series, i); /* percentages do not leave 0..100 for a band */
+            extent_add(&y, series->y[i] - spread);
+            extent_add(&y, series->y[i] + spread);
             whole &= series->x[i] == floor(series->x[i]);
         }
     }
     frame->empty = x.low > x.high;
-    if (frame->plot->y_low < frame->plot->y_high) {
+    if (ranged) {
         extent_add(&y, frame->plot->y_low);
         extent_add(&y, frame->plot->y_high);
     }
@@ -380,6 +381,12 @@ static size_t next_run(const PlotSeries *series, size_t from, size_t *end)
     return from;
 }
 
+/* Where an end of a band or bar is drawn: it is cut where the plane ends. */
+static double pixel_y_cut(const Frame *frame, double y)
+{
+    return pixel_y(frame, fmin(fmax(y, frame->y.low), frame->y.high));
+}
+
 /* One closed path for each run of a curve: along the upper edge and back along the lower one. A single point and the
  * marks of a path have bars instead. */
 static void draw_spread(TextBuffer *out, const Frame *frame, const PlotSeries *series)
@@ -392,7 +399,7 @@ static void draw_spread(TextBuffer *out, const Frame *frame, const PlotSeries *s
                            : "<path fill=\"currentColor\" fill-opacity=\".14\" d=\"");
         for (size_t i = begin; i < end; i++) {
             double x = pixel_x(frame, series->x[i]), spread = spread_at(series, i);
-            double high = pixel_y(frame, series->y[i] + spread), low = pixel_y(frame, series->y[i] - spread);
+            double high = pixel_y_cut(frame, series->y[i] + spread), low = pixel_y_cut(frame, series->y[i] - spread);
             if (bars)
                 text_put_format(out, "M%.1f %.1fV%.1f", x, high, low);
             else
@@ -400,7 +407,7 @@ static void draw_spread(TextBuffer *out, const Frame *frame, const PlotSeries *s
         }
         for (size_t i = end; !bars && i > begin; i--)
             text_put_format(out, "L%.1f %.1f", pixel_x(frame, series->x[i - 1]),
-                            pixel_y(frame, series->y[i - 1] - spread_at(series, i - 1)));
+                            pixel_y_cut(frame, series->y[i - 1] - spread_at(series, i - 1)));
         text_put(out, bars ? "\"/>\n" : "z\"/>\n");
     }
 }
@@ -965,6 +972,7 @@ static const char PAGE_STYLE[] =
     "figcaption{color:var(--muted);font-size:.9rem;margin:.4rem 0 0 1rem}\n"
     ".plot{display:block;max-width:100%;height:auto}\n"
     ".plot .paper{fill:none}\n"
+    "@media(min-width:50rem){.wide{width:max-content;min-width:100%;max-width:calc(50vw + 21rem)}}\n" /* to the edge */
     "@media(max-width:40rem){figure{overflow-x:auto}.plot{max-width:none}}\n"; /* a phone: scrolled, not shrunk */
 
 void page_begin(TextBuffer *page, const char *title)

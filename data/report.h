@@ -23,7 +23,7 @@ typedef struct {
     size_t count;
     const PlotSeries *series;
     bool points;
-    double y_low, y_high; /* the vertical axis reaches from one to the other at least; equal: only over the data */
+    double y_low, y_high; /* reaches from one to the other at least, bands end there; equal: only over the data */
 } Plot;
 
 char *plot_svg(const Plot *plot); /* to be freed; NULL: no memory */
@@ -60,8 +60,8 @@ typedef struct {
     const char *title, *csv;
 } ReportTable;
 
-/* Writes DIRECTORY/report.html: the title, the introduction, the tables, and all figures of DIRECTORY in name order with
- * their captions. */
+/* Writes DIRECTORY/report.html: the title, the introduction, the tables, and all figures of DIRECTORY in name order
+ * with their captions. */
 int report_write(const char *directory, const char *title, const char *introduction, const ReportTable *tables,
                  size_t n_tables, Error *error);
 

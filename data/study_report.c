@@ -474,7 +474,7 @@ char *study_table(const cJSON *results)
     return text_take(&out);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ curves */
+/* ----------------------------------------------------------------------------------------------------------- curves */
 
 /* Curves of several methods, as numbers that a Plot can point to. */
 typedef struct {
@@ -639,13 +639,34 @@ static void put_seeds(TextBuffer *out, const cJSON *seeds)
     text_put_format(out, count == 1 ? "%.0f seed" : "%.0f seeds", count);
 }
 
-/* ------------------------------------------------------------------------------------------------- parts of the page */
+/* ------------------------------------------------------------------------------------------------ parts of the page */
+
+static void put_description(TextBuffer *csv, const cJSON *task, const char *remark)
+{
+    put_text_cell(csv, text_of(member(task, "name")));
+    text_put(csv, ",");
+    put_text_cell(csv, cJSON_IsString(member(task, "about")) ? text_of(member(task, "about")) : "");
+    text_put(csv, ",");
+    put_text_cell(csv, text_of(member(task, "metric")));
+    text_put_format(csv, ",%.0f,%s\n", finite_number(member(task, "n")), remark);
+}
+
+/* What each task asks, how it is scored, and on how many rows. */
+static void put_tasks(Study *study)
+{
+    const cJSON *task;
+    TextBuffer csv = {0};
+    text_put(&csv, "task,what it asks,metric,rows,\n");
+    cJSON_ArrayForEach(task, member(study->results, "heldout")) put_description(&csv, task, "");
+    put_description(&csv, member(study->results, "related"), "related");
+    put_table(study, text_take(&csv));
+}
 
 static void put_introduction(Study *study)
 {
-    const cJSON *results = study->results, *heldout = member(results, "heldout"), *task;
+    const cJSON *results = study->results;
     bool several = finite_number(member(results, "seeds")) > 1;
-    size_t i = 0, count = (size_t)cJSON_GetArraySize(heldout);
+    size_t count = (size_t)cJSON_GetArraySize(member(results, "heldout"));
     TextBuffer text = {0};
     page_begin(&study->page, "What fine-tuning forgets, and ProMoT keeps");
     text_put(&study->page, "<p><strong>");
@@ -657,26 +678,21 @@ static void put_introduction(Study *study)
     put_labels(&text, results, " and ");
     text_put(&text, ", by each of the methods below, with ");
     put_seeds(&text, member(results, "seeds"));
-    text_put_format(&text, ". It was then asked for %zu %s: ", count,
+    text_put_format(&text, ". It was then asked for %zu %s, with ", count,
                     count == 1 ? "task that was not trained" : "tasks that were not trained");
-    cJSON_ArrayForEach(task, heldout)
-    {
-        put_between(&text, i++, count);
-        put_task(&text, task);
-    }
-    text_put(&text, "; with ");
-    for (i = 0; i < study->shots.count; i++) {
+    for (size_t i = 0; i < study->shots.count; i++) {
         put_between(&text, i, study->shots.count);
         text_put(&text, study->shots.key[i]);
     }
-    text_put(&text, " worked examples in front of the question. ");
-    put_task(&text, member(results, "related"));
-    text_put(&text, " is related to the trained task and stays out of their average.\n\nThe trained task is asked with "
-                    "the prompt of the method, if it has one, everything else without. The format ratio is the "
-                    "percentage of answers to the tasks that were not trained that are ");
+    text_put(&text,
+             " worked examples in front of the question, and for one more, which is related to the trained task "
+             "and stays out of the average.\n\nThe trained task is asked with the prompt of the method, if it has "
+             "one, everything else without. The format ratio is the percentage of answers to the tasks that were "
+             "not trained that are ");
     put_labels(&text, results, " or ");
     text_put(&text, several ? ". Numbers are means ± standard deviations over the seeds." : ".");
     put_paragraph(study, &text);
+    put_tasks(study);
 }
 
 static void put_checks(Study *study)
@@ -694,7 +710,7 @@ static void put_checks(Study *study)
         put_text_cell(&csv, text_of(member(check, "limit")));
         text_put(&csv, cJSON_IsTrue(member(check, "ok")) ? ",reached\n" : ",not reached\n");
     }
-    page_heading(&study->page, 3, "Was it to be seen?");
+    page_heading(&study->page, 3, "Checks");
     put_table(study, text_take(&csv));
 }
 
@@ -742,7 +758,7 @@ static void put_context(Study *study)
 static char *curves_caption(const Study *study, const char *what)
 {
     TextBuffer text = {0};
-    text_put_format(&text, "%s On the rows for development, 1-shot", what);
+    text_put_format(&text, "%s On the rows for development", what);
     if (finite_number(member(study->results, "seeds")) > 1) {
         text_put(&text, "; mean and, as a band, standard deviation over ");
         put_seeds(&text, member(study->results, "seeds"));
@@ -799,12 +815,13 @@ static int put_tradeoff(Study *study, Shown shown)
 
 static int put_training(Study *study, Shown shown)
 {
-    int status = put_curves(study, shown, "format_ratio", "The format takes over", "format ratio (%)",
-                            "The share of answers to tasks that were not trained that are a label of the trained one "
-                            "(the paper's Figure 2).");
+    int status =
+        put_curves(study, shown, "format_ratio", "The format takes over", "format ratio (%)",
+                   "The share of answers to tasks that were not trained that are a label of the trained one, 1-shot "
+                   "(the paper's Figure 2).");
     if (!status)
         status = put_curves(study, shown, "heldout", "What becomes of the rest",
-                            "average of the tasks that were not trained", "The tasks that are not trained.");
+                            "average of the tasks that were not trained", "The tasks that are not trained, 1-shot.");
     if (!status)
         status = put_curves(study, shown, "target", "Learning the task", "trained task",
                             "The trained task, with the prompt if the method has one.");
@@ -896,7 +913,7 @@ static void put_rules(Study *study)
     const cJSON *method, *rule = optional(study->results, "first_rule");
     TextBuffer csv = {0}, text = {0};
     bool any = false;
-    text_put(&csv, "method,checkpoint,step,target,1-shot average,1-shot format ratio\n");
+    text_put(&csv, "method,checkpoint,step,target,1-shot average,1-shot format %\n");
     cJSON_ArrayForEach(method, study->methods)
     {
         const char *label = label_of(study->methods, key_of(method));
@@ -1040,7 +1057,7 @@ static void put_commands(Study *study)
     text_put(&study->page, "</pre>\n</details>\n");
 }
 
-/* ---------------------------------------------------------------------------------------------------------- overview */
+/* --------------------------------------------------------------------------------------------------------- overview */
 
 static int write_overview(Study *study)
 {

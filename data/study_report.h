@@ -3,7 +3,8 @@
  * results.json. A *number* below is {"mean", "sd", "values": [one for each seed]}; sd is over seeds, 0 with one seed.
  *   "seeds"       how many; "model" the pretrained model's directory; "settings" {NAME: text}, what was asked for
  *   "target"      the trained task: {"name", "metric", "n", "labels": [its words]}
- *   "heldout"     the tasks of the average: [{"name", "metric", "n"}]; "related": one more, {"name", "metric", "n"}
+ *   "heldout"     the tasks of the average: [{"name", "metric", "n", "about" (a few words, may be absent)}];
+ *                 "related": one more of the same form
  *   "methods"     {METHOD: {"label", "target": number,       after the last step, with the prompt if there is one
  *                           "heldout": {SHOTS: number},      mean over the held-out tasks, without the prompt
  *                           "format_ratio": {SHOTS: number}, percent of those answers that are label words

@@ -339,6 +339,22 @@ static void test_range_of_the_axis(void)
     free(svg);
 }
 
+/* A band that would leave a given range is cut, and the axis stays as it is. */
+static void test_bands_end_with_the_range(void)
+{
+    const double x[] = {0, 1}, y[] = {2, 99}, spread[] = {10, 10};
+    PlotSeries series = {"", 2, x, y, spread};
+    Plot plot = {.count = 1, .series = &series, .y_high = 100};
+    Frame frame;
+    CHECK(frame_lay_out(&frame, &plot) == 0 && frame.y.low == 0 && frame.y.high == 100);
+    CHECK(pixel_y_cut(&frame, 109) == frame.top && pixel_y_cut(&frame, -8) == frame.bottom);
+    CHECK(pixel_y_cut(&frame, 50) == pixel_y(&frame, 50));
+    free(frame.label_y);
+    char *svg = draw(&plot);
+    CHECK(strstr(svg, " d=\"M54.7 286.0L686.0 22.0L686.0 55.0L54.7 322.0z\"/>"), "%s", svg);
+    free(svg);
+}
+
 static void test_round_trip(void)
 {
     Figure *figure;
@@ -465,6 +481,32 @@ static void test_numeric_cells(void)
     for (size_t i = 0; i < sizeof no / sizeof *no; i++) CHECK(!is_numeric(no[i]), "%s", no[i]);
 }
 
+static void test_table_as_text(void)
+{
+    char *text = table_text("run,score,\n\"a\tb\",7,x\n漢,12.5,\n");
+    CHECK(strcmp(text, "run  score  \na b      7  x\n漢    12.5  \n") == 0, "%s", text);
+    free(text);
+    text = table_text("");
+    CHECK(strcmp(text, "") == 0, "%s", text);
+    free(text);
+}
+
+static void test_pictures_side_by_side(void)
+{
+    const double x[] = {0, 1};
+    PlotSeries series = {"name", 2, x, x, NULL};
+    Plot plots[] = {{.title = "left", .count = 1, .series = &series}, {.x_label = ODD, .count = 1, .series = &series}};
+    char *svg = plots_svg(plots, 2, 400);
+    CHECK(!malformed_at(svg), "%s", svg);
+    CHECK(strstr(svg, "width=\"800\" height=\"378\"") && count_of(svg, "<svg class=\"plot\"") == 3);
+    CHECK(count_of(svg, "width=\"400\"") == 2 && strstr(svg, "translate(400 0)"));
+    CHECK(strstr(svg, "<style>") && strstr(svg, "prefers-color-scheme:dark"));
+    free(svg);
+    svg = plots_svg(NULL, 0, 400);
+    CHECK(!malformed_at(svg), "%s", svg);
+    free(svg);
+}
+
 static void test_report(void)
 {
     const ReportTable tables[] = {{"Scores <1>", "run,rte\n\"a<b\",47.65\nb\n"}, {"Empty", ""}};
@@ -556,11 +598,14 @@ static const Test TESTS[] = {
     {"escaping", test_escaping},
     {"long_texts_are_cut", test_long_texts_are_cut},
     {"range_of_the_axis", test_range_of_the_axis},
+    {"bands_end_with_the_range", test_bands_end_with_the_range},
     {"round_trip", test_round_trip},
     {"figure_files", test_figure_files},
     {"damaged_figures", test_damaged_figures},
     {"grids", test_grids},
     {"numeric_cells", test_numeric_cells},
+    {"table_as_text", test_table_as_text},
+    {"pictures_side_by_side", test_pictures_side_by_side},
     {"report", test_report},
     {"page_is_well_formed", test_page_is_well_formed},
     {"figures_in_name_order", test_figures_in_name_order},
