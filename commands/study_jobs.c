@@ -121,33 +121,31 @@ typedef struct {
 /* A text of the tables with its places filled in; to be freed. model: what stands for {model}, or NULL. */
 static char *study_fill(const Study *s, const StudyJob *job, const char *model, const char *text)
 {
-    char *filled = text_format("%s", "");
-    while (*text) {
-        size_t plain = strcspn(text, "{"), place = plain;
-        char *value, *longer;
-        if (text[plain]) place = strcspn(text, "}") + 1;
-        if (strncmp(text + plain, "{base}", 6) == 0)
-            value = text_format("%s", s->bases[job->base]);
-        else if (strncmp(text + plain, "{tasks}", 7) == 0)
-            value = text_format("%s", s->tasks);
-        else if (strncmp(text + plain, "{method}", 8) == 0)
-            value = text_format("%s", STUDY_METHODS[job->method].name);
-        else if (strncmp(text + plain, "{model}", 7) == 0)
-            value = text_format("%s", model ? model : "");
-        else if (strncmp(text + plain, "{other}", 7) == 0)
-            value = text_format("%s", STUDY_EXAMPLES_OF);
-        else if (strncmp(text + plain, "{dir}", 5) == 0 && job->base)
-            value = text_format("%s/base-%zu/seed-%zu", s->out, job->base + 1, s->first_seed + job->seed);
-        else if (strncmp(text + plain, "{dir}", 5) == 0)
-            value = text_format("%s/seed-%zu", s->out, s->first_seed + job->seed);
-        else
-            value = text_format("%s", ""); /* the end of the text */
+    char *base = job->base ? text_format("base-%zu/", job->base + 1) : text_format("%s", ""),
+         *directory = text_format("%s/%sseed-%zu", s->out, base, s->first_seed + job->seed),
+         *filled = text_format("%s", "");
+    const struct {
+        const char *place, *value;
+    } places[] = {
+        {"{base}", s->bases[job->base]}, {"{tasks}", s->tasks},          {"{method}", STUDY_METHODS[job->method].name},
+        {"{model}", model ? model : ""}, {"{other}", STUDY_EXAMPLES_OF}, {"{dir}", directory}};
+    for (size_t plain; *text; text += plain) {
+        const char *value = "";
+        char *longer;
+        size_t found = 0;
+        plain = strcspn(text, "{");
+        for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+            size_t length = strlen(places[i].place);
+            if (strncmp(text + plain, places[i].place, length) == 0) found = length, value = places[i].value;
+        }
+        plain += !found && text[plain]; /* a brace of its own */
         longer = text_format("%s%.*s%s", filled, (int)plain, text, value);
-        free(value);
         free(filled);
         filled = longer;
-        text += place;
+        plain += found;
     }
+    free(directory);
+    free(base);
     return filled;
 }
 

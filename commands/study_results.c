@@ -158,13 +158,16 @@ static int add_curves(const char *run, cJSON *curve, Error *error)
     if (first) steps = cJSON_AddArrayToObject(curve, "step");
     for (size_t i = 0; i < lines.count; i++) {
         cJSON *record = cJSON_Parse(lines.text[i]);
+        const cJSON *probe = cJSON_GetObjectItemCaseSensitive(record, "probe");
         if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev = record_number(record, "mean");
-        if (cJSON_GetObjectItemCaseSensitive(record, "probe")) {
+        if (probe) {
             place++;
             if (first) cJSON_AddItemToArray(steps, cJSON_CreateNumber(record_number(record, "step")));
             add_value_at(curve, "target", place, dev);
             add_value_at(curve, "heldout", place, record_number(record, "mean"));
             add_value_at(curve, "format_ratio", place, record_number(record, "format_ratio"));
+            add_value_at(curve, "qa_format_ratio", place,
+                         record_number(cJSON_GetObjectItemCaseSensitive(probe, STUDY_TASKS[0].name), "format_ratio"));
         }
         cJSON_Delete(record);
     }

@@ -225,8 +225,10 @@ static int check_curves(const cJSON *curves, Error *error)
     if (!cJSON_IsObject(curves)) return malformed(error, "curves", "", "an object");
     cJSON_ArrayForEach(curve, curves)
     {
-        const cJSON *step = member(curve, "step");
+        const cJSON *step = member(curve, "step"), *closed_book = optional(curve, "qa_format_ratio");
         int n = cJSON_GetArraySize(step);
+        if (closed_book && !are_numbers(closed_book, n))
+            return malformed(error, "curves", key_of(curve), "\"qa_format_ratio\", as long as \"step\"");
         if (!are_plain_numbers(step) || !are_numbers(member(curve, "target"), n) ||
             !are_numbers(member(curve, "heldout"), n) || !are_numbers(member(curve, "format_ratio"), n))
             return malformed(error, "curves", key_of(curve),
@@ -817,8 +819,11 @@ static int put_training(Study *study, Shown shown)
 {
     int status =
         put_curves(study, shown, "format_ratio", "The format takes over", "format ratio (%)",
-                   "The share of answers to tasks that were not trained that are a label of the trained one, 1-shot "
-                   "(the paper's Figure 2).");
+                   "The share of answers to tasks that were not trained that are a label of the trained one, 1-shot.");
+    if (!status)
+        status =
+            put_curves(study, shown, "qa_format_ratio", "The format takes over closed-book questions",
+                       "format ratio of qa (%)", "The same of qa alone, as the paper's Figure 2 has it of TriviaQA.");
     if (!status)
         status = put_curves(study, shown, "heldout", "What becomes of the rest",
                             "average of the tasks that were not trained", "The tasks that are not trained, 1-shot.");

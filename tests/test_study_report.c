@@ -119,12 +119,14 @@ static cJSON *make_curves(void)
         cJSON *step = cJSON_AddArrayToObject(curve, "step"), *target = cJSON_AddArrayToObject(curve, "target");
         cJSON *heldout = cJSON_AddArrayToObject(curve, "heldout");
         cJSON *ratio = cJSON_AddArrayToObject(curve, "format_ratio");
+        cJSON *of_qa = cJSON_AddArrayToObject(curve, "qa_format_ratio");
         for (int p = 0; p < N_POINTS; p++) {
             double done = p / (double)(N_POINTS - 1), fall = 95.6 - LEVELS[order[i]][1];
             cJSON_AddItemToArray(step, cJSON_CreateNumber(p * (order[i] == 6 ? 250 : 25)));
             cJSON_AddItemToArray(target, p == 0 ? cJSON_CreateNull() : number(50 + 49.5 * sqrt(done), 4 - 3 * done));
             cJSON_AddItemToArray(heldout, number(95.6 - fall * done * done, 6 * done));
             cJSON_AddItemToArray(ratio, number(LEVELS[order[i]][2] * done, 5 * done));
+            cJSON_AddItemToArray(of_qa, number(LEVELS[order[i]][2] * done * done, 4 * done));
         }
     }
     return curves;
@@ -443,12 +445,12 @@ static void check_figure(const cJSON *results, const char *name, const char *wha
 
 static void test_figures(void)
 {
-    static const char *const names[] = {"format_ratio", "heldout", "target"};
+    static const char *const names[] = {"format_ratio", "qa_format_ratio", "heldout", "target"};
     cJSON *results = make_study(N_METHODS, true);
     fresh_scratch();
     free(page_of(results, "figures"));
     for (int paper = 0; paper < 2; paper++) {
-        for (int i = 0; i < 3; i++) check_figure(results, names[i], names[i], paper);
+        for (int i = 0; i < 4; i++) check_figure(results, names[i], names[i], paper);
         check_figure(results, "tradeoff", "heldout", paper);
     }
     char *csv = read_text(SCRATCH "/figures/alignment.csv"), *svg = read_text(SCRATCH "/figures/alignment.svg");
@@ -654,6 +656,10 @@ static void test_required_parts(void)
         expect_refused(results, "\"curves\", promot: expected equally long lists");
         cJSON_Delete(results);
     }
+    cJSON *shorter = make_study(4, true);
+    cJSON_DeleteItemFromArray((cJSON *)path_of(shorter, "curves", "promot", "qa_format_ratio"), 2);
+    expect_refused(shorter, "\"curves\", promot: expected \"qa_format_ratio\"");
+    cJSON_Delete(shorter);
     expect_refused(NULL, "seeds");
 }
 
