@@ -227,12 +227,12 @@ static int check_curves(const cJSON *curves, Error *error)
     {
         const cJSON *step = member(curve, "step"), *closed_book = optional(curve, "qa_format_ratio");
         int n = cJSON_GetArraySize(step);
-        if (closed_book && !are_numbers(closed_book, n))
-            return malformed(error, "curves", key_of(curve), "\"qa_format_ratio\", as long as \"step\"");
         if (!are_plain_numbers(step) || !are_numbers(member(curve, "target"), n) ||
             !are_numbers(member(curve, "heldout"), n) || !are_numbers(member(curve, "format_ratio"), n))
             return malformed(error, "curves", key_of(curve),
                              "equally long lists \"step\", \"target\", \"heldout\" and \"format_ratio\"");
+        if (closed_book && !are_numbers(closed_book, n))
+            return malformed(error, "curves", key_of(curve), "\"qa_format_ratio\", as long as \"step\"");
     }
     return 0;
 }

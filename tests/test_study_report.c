@@ -366,7 +366,7 @@ static void test_parts_in_order(void)
     CHECK(!strstr(page, "<script") && !strstr(page, "href") && !strstr(page, "src="));
     CHECK(count_of(page, "http") == count_of(page, "xmlns=\"http://www.w3.org/2000/svg\""), "nothing from the network");
     CHECK(strstr(page, "prefers-color-scheme:dark"));
-    CHECK(count_of(page, "<figure>") == 9, "%d figures", count_of(page, "<figure>"));
+    CHECK(count_of(page, "<figure>") == 11, "%d figures", count_of(page, "<figure>"));
     CHECK(count_of(page, "class=\"wide\"") == count_of(page, "<table>") && body && end);
     if (end) {
         end[strlen("</main>")] = '\0';
