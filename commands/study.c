@@ -12,6 +12,15 @@ static char *demo_path(const Options *o, const char *name)
     return beside;
 }
 
+/* How many commands run at a time: --threads, or one for each core. */
+static size_t study_width(const Options *o, Error *error)
+{
+    Device *dev = device_open((int)option_size(o, OPT_THREADS), MATMUL_FP32, error);
+    size_t width = dev ? (size_t)device_threads(dev) : 0;
+    device_close(dev);
+    return width;
+}
+
 /* What a study needs is looked for before anything begins, so that a slip is told in one line. */
 static int study_check(const Study *s, Error *error)
 {
@@ -26,8 +35,12 @@ static int study_check(const Study *s, Error *error)
     for (size_t i = 0; !status && i <= N_STUDY_TASKS; i++) {
         const char *name = i < N_STUDY_TASKS ? STUDY_TASKS[i].name : "nli";
         char *path = path_join(s->tasks, name);
+        char *description = text_format("%s.json", path);
         if (!path_is_directory(path))
             status = error_set(error, EXIT_USAGE, "%s: no such directory of task files (--tasks DIR)", path);
+        else if (i < N_STUDY_TASKS && !path_exists(description))
+            status = error_set(error, EXIT_USAGE, "%s: no such description of a task (--tasks DIR)", description);
+        free(description);
         free(path);
     }
     return status;
@@ -69,30 +82,45 @@ static int study_with(const Options *o, Study *s, Error *error)
     return status;
 }
 
+/* What was not given is found beside the program. The run records where: a resumption works on the same. The
+ * texts are to be freed when the options are read no more. */
+static void study_defaults(Options *o, char **model, char **tasks)
+{
+    *model = demo_path(o, "model");
+    *tasks = demo_path(o, "tasks");
+    if (!o->n_list[OPT_STUDY_MODEL]) {
+        o->list[OPT_STUDY_MODEL] = host_grow(o->list[OPT_STUDY_MODEL], 1, sizeof **o->list);
+        o->list[OPT_STUDY_MODEL][0] = *model;
+        o->n_list[OPT_STUDY_MODEL] = 1;
+    }
+    if (!o->text[OPT_TASKS]) o->text[OPT_TASKS] = *tasks;
+}
+
 static int command_study(Options *o, Error *error)
 {
     cJSON *recorded = NULL;
     bool resumed;
     int status = run_find(o, &resumed, error);
-    char *tasks, *model;
+    char *tasks, *model, *out;
     if (!status && resumed) status = resume_options(o, &recorded, error);
     if (!status) {
-        size_t seeds = option_size(o, OPT_SEEDS), threads = option_size(o, OPT_THREADS);
-        const char *bases[] = {model = demo_path(o, "model")};
-        Study s = {.out = o->text[OPT_OUT],
-                   .bases = o->n_list[OPT_STUDY_MODEL] ? o->list[OPT_STUDY_MODEL] : bases,
-                   .n_bases = max_size(o->n_list[OPT_STUDY_MODEL], 1),
+        size_t seeds = option_size(o, OPT_SEEDS);
+        Study s = {.out = out = text_format("%s", o->text[OPT_OUT]),
                    .full = option_true(o, OPT_FULL),
                    .first_seed = option_size(o, OPT_SEED),
-                   .at_once = threads ? threads : (size_t)max_size(1, (size_t)sysconf(_SC_NPROCESSORS_ONLN)),
+                   .at_once = study_width(o, error),
                    .quiet = option_true(o, OPT_QUIET),
                    .resumed = resumed};
-        tasks = demo_path(o, "tasks");
-        s.tasks = o->text[OPT_TASKS] ? o->text[OPT_TASKS] : tasks;
+        for (size_t n = strlen(out); n > 1 && out[n - 1] == '/'; n--) out[n - 1] = '\0';
+        study_defaults(o, &model, &tasks);
+        s.bases = o->list[OPT_STUDY_MODEL];
+        s.n_bases = o->n_list[OPT_STUDY_MODEL];
+        s.tasks = o->text[OPT_TASKS];
         s.n_seeds = seeds ? seeds : s.full ? SEEDS_OF_FULL : SEEDS_OF_DEMO;
-        status = study_with(o, &s, error);
+        status = s.at_once ? study_with(o, &s, error) : -1;
         free(tasks);
         free(model);
+        free(out);
     }
     cJSON_Delete(recorded);
     return status;

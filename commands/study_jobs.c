@@ -241,7 +241,7 @@ static int study_model(const Study *s, const StudyJob *job, char **model, char *
 {
     bool is_first = job->part == FIRST_TARGET || job->part == FIRST_HELDOUT;
     char *run = study_place(s, TRAIN, job->method, job->base, job->seed);
-    double last, first;
+    double last = NAN, first = NAN;
     int status = 0;
     *model = *prompt = NULL;
     if (!STUDY_METHODS[job->method].tunes_model) {
@@ -296,23 +296,50 @@ static int study_command(const Study *s, const StudyJob *job, Words *w, Error *e
     return 0;
 }
 
-/* Appends a command to OUT/commands.sh, so that it can be typed again. */
-static int study_record_command(const Study *s, const Words *w, Error *error)
+/* A command as a shell reads it, on a line of its own. To be freed. */
+static char *command_line(const Words *w)
 {
-    char *path = path_join(s->out, "commands.sh");
-    FILE *file = fopen(path, "a");
-    int status = file ? 0 : -1;
-    for (size_t i = 0; file && i < w->count; i++) {
-        bool plain = strspn(w->word[i], "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./=,") ==
-                     strlen(w->word[i]);
-        fputs(i ? " " : "", file);
-        if (!plain) fputc('\'', file);
-        for (const char *at = w->word[i]; *at; at++) fputs(*at == '\'' ? "'\\''" : (const char[]){*at, '\0'}, file);
-        if (!plain) fputc('\'', file);
+    char *line = text_format("%s", "");
+    for (size_t i = 0; i < w->count; i++) {
+        const char *word = w->word[i], *end = i + 1 < w->count ? " " : "\n";
+        bool plain = *word && strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./=,") ==
+                                  strlen(word);
+        char *longer = text_format("%s%s", line, plain ? word : "'");
+        for (; !plain && *word; word++) { /* within quotes all but the quote stands for itself */
+            free(line);
+            line = longer;
+            longer = *word == '\'' ? text_format("%s'\\''", line) : text_format("%s%c", line, *word);
+        }
+        free(line);
+        line = text_format("%s%s%s", longer, plain ? "" : "'", end);
+        free(longer);
     }
-    if (file && (fputc('\n', file) == EOF || ferror(file))) status = -1;
-    if (file && fclose(file) != 0) status = -1;
-    if (status) error_set(error, EXIT_FAILED, "%s: cannot write: %s", path, strerror(errno));
+    return line;
+}
+
+/* OUT/commands.sh: what was begun of the first seed, in the order of the plan, so that it can be typed again. It is
+ * written anew each time: neither the order in which jobs happened to run nor a kill shows in it. */
+static int study_record_commands(const Study *s, Error *error)
+{
+    char *path = path_join(s->out, "commands.sh"), *all = text_format("%s", "");
+    Study fresh = *s;
+    int status = 0;
+    fresh.resumed = false;
+    for (size_t i = 0; !status && i < s->n_jobs; i++) {
+        const StudyJob *job = &s->jobs[i];
+        Words words = {0};
+        if (job->base || job->seed || (job->state != RUNNING && job->state != FINISHED)) continue;
+        status = study_command(&fresh, job, &words, error);
+        if (!status) {
+            char *line = command_line(&words), *longer = text_format("%s%s", all, line);
+            free(line);
+            free(all);
+            all = longer;
+        }
+        words_free(&words);
+    }
+    if (!status) status = file_write_text(path, all, error);
+    free(all);
     free(path);
     return status;
 }
@@ -341,8 +368,8 @@ static void study_plan(Study *s)
                     bool wanted = part == TARGET;
                     if (part == HELDOUT) wanted = m != PROMPT_TUNING; /* without its prompt that is the base */
                     if (part == FIRST_TARGET || part == FIRST_HELDOUT) wanted = STUDY_METHODS[m].tunes_model;
-                    if (part == OTHER_EXAMPLES) wanted = m == PRETRAINED;
-                    if (part == ALIGN) wanted = m == PROMOT;
+                    if (part == OTHER_EXAMPLES) wanted = m == PRETRAINED && !base;
+                    if (part == ALIGN) wanted = m == PROMOT && !base;
                     if (wanted) study_add_job(s, part, m, base, seed, trained[m]);
                 }
             }
@@ -362,11 +389,17 @@ static bool job_is_done(const Study *s, const StudyJob *job)
 
 /* --- running them */
 
-/* In a process of its own: the command, with everything that it prints in a file. Does not return. */
-__attribute__((noreturn)) static void study_child(const Words *w, const char *log)
+/* In a process of its own: the command, with everything that it prints in a file. Does not return. Where the system
+ * can, it dies with the study: a SIGKILL leaves that no time to stop it. */
+__attribute__((noreturn)) static void study_child(const Words *w, const char *log, pid_t study)
 {
     sigset_t none;
     int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0666);
+#ifdef __linux__
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+#endif
+    if (getppid() != study) _exit(EXIT_FAILED);
+    signal(SIGCHLD, SIG_DFL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     if (fd < 0 || dup2(fd, STDOUT_FILENO) < 0 || dup2(fd, STDERR_FILENO) < 0) _exit(EXIT_FAILED);
@@ -385,23 +418,45 @@ static char *study_log(const Study *s, const StudyJob *job)
     return log;
 }
 
+/* Kept checkpoints are large: those of all seeds but the first go when everything has looked at them. */
+static int study_tidy(const Study *s, const StudyJob *finished, Error *error)
+{
+    bool all = finished->base || finished->seed;
+    char *run, *steps;
+    int status;
+    for (size_t i = 0; i < s->n_jobs; i++) {
+        const StudyJob *job = &s->jobs[i];
+        if (job->method == finished->method && job->base == finished->base && job->seed == finished->seed)
+            all &= job->state == FINISHED || job->state == LEFT_OUT;
+    }
+    if (!all) return 0;
+    run = study_place(s, TRAIN, finished->method, finished->base, finished->seed);
+    steps = path_join(run, "steps");
+    status = directory_remove(steps, error);
+    free(steps);
+    free(run);
+    return status;
+}
+
 static int study_start(Study *s, StudyJob *job, Error *error)
 {
     Words words;
     char *log;
+    pid_t study = getpid();
     int status = study_command(s, job, &words, error);
     if (status || !words.count) {
         job->state = LEFT_OUT;
-        return status;
+        return status ? status : study_tidy(s, job, error);
     }
     log = study_log(s, job);
-    if (job->base == 0 && job->seed == 0) status = study_record_command(s, &words, error);
     fflush(NULL); /* or the child would write what waits in the buffers once more */
-    if (!status && (job->process = fork()) == 0) study_child(&words, log);
-    if (!status && job->process < 0)
+    if ((job->process = fork()) == 0) study_child(&words, log, study);
+    if (job->process < 0)
         status = error_set(error, EXIT_FAILED, "study: no new process: %s", strerror(errno));
+    else
+        job->state = RUNNING;
     job->begun = seconds_now();
-    if (!status) job->state = RUNNING;
+    if (!status && job->base == 0 && job->seed == 0) status = study_record_commands(s, error);
     free(log);
     words_free(&words);
     return status;
@@ -422,7 +477,8 @@ static double study_seconds_left(const Study *s)
     }
     for (size_t i = 0; i < s->n_jobs; i++) {
         const StudyJob *job = &s->jobs[i];
-        double known = count[job->part][job->method], mean = known ? sum[job->part][job->method] / known : all / n;
+        double known = count[job->part][job->method],
+               mean = known ? sum[job->part][job->method] / known : all / fmax(n, 1);
         if (job->state == WAITING) left += mean;
         if (job->state == RUNNING) left += fmax(mean - (seconds_now() - job->begun), 0);
     }
@@ -434,7 +490,7 @@ static char *job_finding(const Study *s, const StudyJob *job)
 {
     char *place = study_place(s, job->part, job->method, job->base, job->seed),
          *path = path_join(place, STUDY_PARTS[job->part].done), *text = NULL;
-    cJSON *json = NULL, *average;
+    cJSON *json = NULL, *average, *score;
     MappedFile file;
     Error ignored;
     if (!mapped_file_open(&file, path, &ignored)) {
@@ -442,14 +498,16 @@ static char *job_finding(const Study *s, const StudyJob *job)
         mapped_file_close(&file);
     }
     average = cJSON_GetObjectItemCaseSensitive(json, "norm_avg");
+    score = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(json, "tasks"), "rte");
+    score = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(score, "scores"), "0");
     if (job->part == TRAIN)
         text =
             text_format(": dev %.1f",
                         record_number(cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(json, "stages"), 0), "dev"));
-    else if (job->part != ALIGN && cJSON_GetArraySize(average) > 0)
-        text =
-            text_format(": %.1f%s", record_number(average, cJSON_GetObjectItemCaseSensitive(average, "1") ? "1" : "0"),
-                        cJSON_GetObjectItemCaseSensitive(average, "1") ? " after one example" : "");
+    else if (score)
+        text = text_format(": %.1f", score->valuedouble);
+    else if (cJSON_GetObjectItemCaseSensitive(average, "1"))
+        text = text_format(": %.1f after one example", record_number(average, "1"));
     cJSON_Delete(json);
     free(path);
     free(place);
@@ -487,26 +545,6 @@ static int study_failed(const Study *s, const StudyJob *job, int how, Error *err
     lines_free(&lines);
     free(log);
     return -1;
-}
-
-/* Kept checkpoints are large: those of all seeds but the first go when everything has looked at them. */
-static int study_tidy(const Study *s, const StudyJob *finished, Error *error)
-{
-    bool all = finished->base || finished->seed;
-    char *run, *steps;
-    int status;
-    for (size_t i = 0; i < s->n_jobs; i++) {
-        const StudyJob *job = &s->jobs[i];
-        if (job->method == finished->method && job->base == finished->base && job->seed == finished->seed)
-            all &= job->state == FINISHED || job->state == LEFT_OUT;
-    }
-    if (!all) return 0;
-    run = study_place(s, TRAIN, finished->method, finished->base, finished->seed);
-    steps = path_join(run, "steps");
-    status = directory_remove(steps, error);
-    free(steps);
-    free(run);
-    return status;
 }
 
 /* Takes note of the processes that have ended. */
@@ -551,15 +589,33 @@ static int study_start_some(Study *s, Error *error)
     return (int)running;
 }
 
+static void study_wake(int signal)
+{
+    (void)signal;
+}
+
+/* The signals that a study waits for: the end of a child, and what ends programs, but not what the study was started
+ * to ignore (nohup, or a shell's background). SIGCHLD gets a handler that does nothing: a signal that is ignored, by
+ * default or because whoever started the study said so, need not come, and its children would not wait to be reaped. */
+static void study_signals(sigset_t *waited, struct sigaction *before)
+{
+    static const int ENDING[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction wake = {.sa_handler = study_wake}, found;
+    sigemptyset(&wake.sa_mask);
+    sigaction(SIGCHLD, &wake, before);
+    sigemptyset(waited);
+    sigaddset(waited, SIGCHLD);
+    for (size_t i = 0; i < sizeof ENDING / sizeof *ENDING; i++)
+        if (sigaction(ENDING[i], NULL, &found) == 0 && found.sa_handler != SIG_IGN) sigaddset(waited, ENDING[i]);
+}
+
 /* Runs all jobs. A signal that ends programs ends the processes of the study too, then the study itself. */
 static int study_run(Study *s, Error *error)
 {
-    const int ending[] = {SIGINT, SIGTERM, SIGHUP};
     sigset_t waited, before;
+    struct sigaction child_before;
     int status = 0, running, caught = 0;
-    sigemptyset(&waited);
-    sigaddset(&waited, SIGCHLD);
-    for (size_t i = 0; i < sizeof ending / sizeof *ending; i++) sigaddset(&waited, ending[i]);
+    study_signals(&waited, &child_before);
     sigprocmask(SIG_BLOCK, &waited, &before);
     while (!status && (caught == 0 || caught == SIGCHLD)) {
         if ((running = study_start_some(s, error)) <= 0) {
@@ -571,9 +627,11 @@ static int study_run(Study *s, Error *error)
     }
     if (status || (caught && caught != SIGCHLD)) study_stop(s);
     sigprocmask(SIG_SETMASK, &before, NULL);
+    sigaction(SIGCHLD, &child_before, NULL);
     if (!status && caught && caught != SIGCHLD) {
-        fprintf(stderr, "study: stopped; the same command with --resume goes on\n");
+        if (!s->quiet) fprintf(stderr, "study: stopped; the same command with --resume goes on\n");
         raise(caught);
+        status = error_set(error, EXIT_FAILED, "study: stopped (signal %d)", caught); /* it was blocked from outside */
     }
     return status;
 }

@@ -45,7 +45,10 @@ static void finish_numbers(cJSON *json)
         if (!cJSON_IsArray(values)) {
             finish_numbers(child);
         } else if (n == 0) {
-            cJSON_ReplaceItemViaPointer(json, child, cJSON_CreateNull());
+            if (cJSON_IsObject(json))
+                cJSON_ReplaceItemInObjectCaseSensitive(json, child->string, cJSON_CreateNull());
+            else
+                cJSON_ReplaceItemViaPointer(json, child, cJSON_CreateNull());
         } else {
             cJSON_ArrayForEach(value, values) mean += value->valuedouble / n;
             cJSON_ArrayForEach(value, values) squares += (value->valuedouble - mean) * (value->valuedouble - mean);
@@ -445,8 +448,11 @@ static void add_finding(cJSON *json, size_t seeds)
     double before = MEAN_AT(m, "pretrained", "heldout", "1"), tuned = MEAN_AT(m, "finetune", "heldout", "1"),
            kept = MEAN_AT(m, "promot", "heldout", "1"), tuned_target = MEAN_AT(m, "finetune", "target"),
            kept_target = MEAN_AT(m, "promot", "target");
+    const double little_skill = 20, little_learnt = 75; /* below, the claim is not put to the test */
     bool collapsed = tuned <= 0.65 * before, keeps = kept >= 0.95 * before, learns = kept_target >= tuned_target - 2;
-    const char *verdict = collapsed && keeps && learns ? "ProMoT learns the task without losing the rest"
+    const char *verdict = before < little_skill ? "Inconclusive, for the pretrained model can do too little to lose it"
+                          : tuned_target < little_learnt ? "Inconclusive, for fine-tuning does not learn the task"
+                          : collapsed && keeps && learns ? "ProMoT learns the task without losing the rest"
                           : !collapsed   ? "No collapse to prevent: plain fine-tuning keeps most of the rest"
                           : !learns      ? "ProMoT does not learn the task as well as fine-tuning"
                           : kept > tuned ? "ProMoT loses less than plain fine-tuning, but does lose"
@@ -518,6 +524,15 @@ static int study_write(const Study *s, const cJSON *results, Error *error)
     return status;
 }
 
+/* A sample on a line of its own: what a model says may be anything. */
+static void print_sample(const char *kind, const cJSON *sample)
+{
+    printf("%s", kind);
+    for (const char *at = cJSON_GetStringValue(sample); at && *at; at++)
+        putchar(iscntrl((unsigned char)*at) ? ' ' : *at);
+    putchar('\n');
+}
+
 /* The table, a few samples, and the finding. */
 static int study_print(const Study *s, const cJSON *results, Error *error)
 {
@@ -531,11 +546,13 @@ static int study_print(const Study *s, const cJSON *results, Error *error)
     {
         const cJSON *outputs = cJSON_GetObjectItemCaseSensitive(sample, "outputs");
         if (shown++ % 2) continue; /* every second task: the report has them all */
-        printf("\n  %s\n", cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(sample, "input")));
-        printf("    %-20s %s\n", "expected", cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(sample, "target")));
+        print_sample("\n  ", cJSON_GetObjectItemCaseSensitive(sample, "input"));
+        print_sample("    expected             ", cJSON_GetObjectItemCaseSensitive(sample, "target"));
         for (StudyMethod m = 0; m < N_METHODS; m++) {
-            const char *output = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(outputs, STUDY_METHODS[m].name));
-            if (output) printf("    %-20s %s\n", STUDY_METHODS[m].label, output);
+            const cJSON *output = cJSON_GetObjectItemCaseSensitive(outputs, STUDY_METHODS[m].name);
+            char *label = text_format("    %-20s ", STUDY_METHODS[m].label);
+            if (output) print_sample(label, output);
+            free(label);
         }
     }
     printf("\n");
