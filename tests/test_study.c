@@ -972,6 +972,24 @@ static void test_demo_stays_small(void)
     CHECK(bytes_seen < most, "%lld bytes (expected below %lld)", bytes_seen, most);
 }
 
+/* README shows the study that is kept in data/demo/study, and nothing was typed. */
+static void test_readme_table(void)
+{
+    cJSON *results = NULL;
+    char *table, *text;
+    MappedFile readme;
+    Error error = {0};
+    CHECK(read_json("data/demo/study", "results.json", &results, &error) == 0, "%s", error.text);
+    table = study_table(results);
+    CHECK(mapped_file_open(&readme, "README.md", &error) == 0, "%s", error.text);
+    text = text_format("%.*s", (int)readme.bytes, (const char *)readme.data);
+    CHECK(strstr(text, table), "%s", table);
+    mapped_file_close(&readme);
+    free(text);
+    free(table);
+    cJSON_Delete(results);
+}
+
 static const Test tests[] = {
     {"places_are_filled", test_places_are_filled},
     {"commands_of_jobs", test_commands_of_jobs},
@@ -991,6 +1009,7 @@ static const Test tests[] = {
     {"errors", test_errors},
     {"demo_is_found_beside_the_program", test_demo_is_found_beside_the_program},
     {"demo_stays_small", test_demo_stays_small},
+    {"readme_table", test_readme_table},
 };
 
 TEST_MAIN(tests)
