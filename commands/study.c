@@ -69,7 +69,7 @@ static int study_with(const Options *o, Study *s, Error *error)
     s->begun = seconds_now();
     if (!status) status = study_run(s, error);
     if (!status) status = study_results(s, &results, error);
-    if (!status) status = study_write(s, results, error);
+    if (!status) status = study_write(s, &results, error);
     if (!status && option_true(o, OPT_JSON)) {
         print_json(results);
         results = NULL;

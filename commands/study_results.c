@@ -513,12 +513,16 @@ static int study_results(const Study *s, cJSON **out, Error *error)
     return 0;
 }
 
-/* results.json and the report. */
-static int study_write(const Study *s, const cJSON *results, Error *error)
+/* results.json, and the report from it: what is read back, for a number that lies between two rounded ones may have
+ * lost its last bit. */
+static int study_write(const Study *s, cJSON **results, Error *error)
 {
-    char *path = path_join(s->out, "results.json"), *text = cJSON_Print(results);
+    char *path = path_join(s->out, "results.json"), *text = cJSON_Print(*results);
     int status = file_write_text(path, text, error);
-    if (!status) status = study_report_write(s->out, results, error);
+    cJSON_Delete(*results);
+    *results = NULL;
+    if (!status) status = read_json(s->out, "results.json", results, error);
+    if (!status) status = study_report_write(s->out, *results, error);
     free(text);
     free(path);
     return status;
