@@ -537,14 +537,60 @@ static void print_sample(const char *kind, const cJSON *sample)
     putchar('\n');
 }
 
-/* The table, a few samples, and the finding. */
+/* The mean at a place of a list, in a column of the terminal's table. */
+static void print_mean(const cJSON *list, int place, int width, int decimals)
+{
+    double mean = record_number(cJSON_GetArrayItem(list, place), "mean");
+    if (isfinite(mean))
+        printf("%*.*f", width, decimals, mean);
+    else
+        printf("%*s", width, "-");
+}
+
+/* Figures 2, 3, 5 and 6 of the paper as numbers: what fine-tuning and ProMoT do to the trained task, the rest and the
+ * format, step by step, and how much of ProMoT's gradient is format. */
+static void print_curves(const cJSON *results)
+{
+    static const char *const CURVES[] = {"target", "heldout", "format_ratio"};
+    static const StudyMethod METHODS[] = {FINETUNE, PROMOT};
+    const cJSON *curves = cJSON_GetObjectItemCaseSensitive(results, "curves"),
+                *alignment = cJSON_GetObjectItemCaseSensitive(results, "alignment"),
+                *steps = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(curves, "finetune"), "step"),
+                *step;
+    int place = 0;
+    printf("\nAlong training, on dev rows: held-out tasks after one example, percent of their answers in the format\n"
+           "%-6s%27s%27s%27s\n%-6s%9s%9s%9s%9s%9s%9s%18s%9s\n",
+           "", "plain fine-tuning", "ProMoT", "cosine with format", "step", "target", "held-out", "format", "target",
+           "held-out", "format", "without prompt", "with");
+    cJSON_ArrayForEach(step, steps)
+    {
+        printf("%-6.0f", step->valuedouble);
+        for (int m = 0; m < 2; m++)
+            for (int c = 0; c < 3; c++)
+                print_mean(cJSON_GetObjectItemCaseSensitive(
+                               cJSON_GetObjectItemCaseSensitive(curves, STUDY_METHODS[METHODS[m]].name), CURVES[c]),
+                           place, 9, 1);
+        print_mean(
+            cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(alignment, "without_prompt"), "cosine"),
+            place, 18, 2);
+        print_mean(
+            cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(alignment, "with_prompt"), "cosine"),
+            place, 9, 2);
+        putchar('\n');
+        place++;
+    }
+}
+
+/* The table, the curves, a few samples, and the finding. */
 static int study_print(const Study *s, const cJSON *results, Error *error)
 {
     char *table = study_table(results);
     const cJSON *sample, *check;
     int shown = 0;
     if (!table) return error_set(error, EXIT_FAILED, "memory: none left for a table");
-    printf("%s\nThe first question of some tasks, after one example, and the answers of the first seed:\n", table);
+    fputs(table, stdout);
+    print_curves(results);
+    printf("\nThe first question of some tasks, after one example, and the answers of the first seed:\n");
     free(table);
     cJSON_ArrayForEach(sample, cJSON_GetObjectItemCaseSensitive(results, "samples"))
     {

@@ -674,6 +674,8 @@ static void test_outputs_of_a_study(void)
     CHECK(strncmp(text, "method ", 7) == 0 && strstr(text, "\nplain fine-tuning ") && strstr(text, "NOT REACHED ") &&
               strstr(text, "\nInconclusive, ") && strstr(text, "The report is " SCRATCH "/study/report.html.\n"),
           "%s", text);
+    /* The curves: eleven checkpoints, the first before any step, where no dev score is. */
+    CHECK(strstr(text, "\n0             -     ") && strstr(text, "\n100     "), "%s", text);
     CHECK(!strchr(text, '\r') && !strchr(text, '\033') && count_of(text, "\n    expected ") == 5);
     /* Whatever a model says, a sample stays on its line, which is indented. */
     for (const char *line = strchr(strstr(text, "\nThe first question of ") + 1, '\n'); line;
