@@ -67,6 +67,7 @@ static int study_with(const Options *o, Study *s, Error *error)
     for (size_t i = 0; i < s->n_jobs; i++)
         if (job_is_done(s, &s->jobs[i])) s->jobs[i].state = FINISHED;
     s->begun = seconds_now();
+    if (!status) status = study_record_commands(s, error);
     if (!status) status = study_run(s, error);
     if (!status) status = study_results(s, &results, error);
     if (!status) status = study_write(s, &results, error);
@@ -105,7 +106,8 @@ static int command_study(Options *o, Error *error)
     if (!status && resumed) status = resume_options(o, &recorded, error);
     if (!status) {
         size_t seeds = option_size(o, OPT_SEEDS);
-        Study s = {.out = out = text_format("%s", o->text[OPT_OUT]),
+        Study s = {.program = o->program,
+                   .out = out = text_format("%s", o->text[OPT_OUT]),
                    .full = option_true(o, OPT_FULL),
                    .first_seed = option_size(o, OPT_SEED),
                    .at_once = study_width(o, error),

@@ -73,7 +73,8 @@ static const struct {
 };
 
 /* What is done for each method and seed. Held-out tasks are asked without a prompt, and in the form that the model was
- * pretrained in: with a sentinel where the answer belongs. done: the file that is there when the part is. */
+ * pretrained in: with a sentinel where the answer belongs. The trained one's test rows are named as its dev split, for
+ * that is the one that `eval` scores of RTE, whose test rows have no labels in SuperGLUE. done: the file that is there when the part is. */
 typedef enum { TRAIN, TARGET, HELDOUT, FIRST_TARGET, FIRST_HELDOUT, OTHER_EXAMPLES, ALIGN, N_PARTS } StudyPart;
 static const struct {
     const char *label, *command, *out, *done;
@@ -107,6 +108,7 @@ typedef struct {
 } StudyJob;
 
 typedef struct {
+    const char *program; /* as it was called: what commands.sh calls */
     const char *out, *tasks;
     const char *const *bases; /* [n_bases] pretrained models; the first is the one that everything is done with */
     size_t n_bases, n_seeds, first_seed, at_once;
@@ -267,7 +269,7 @@ static int study_command(const Study *s, const StudyJob *job, Words *w, Error *e
         status = study_model(s, job, &model, &prompt, error);
         if (status || !model) return status;
     }
-    words_add_line(w, s, job, model, "promot");
+    words_add(w, text_format("%s", s->program));
     words_add_line(w, s, job, model, STUDY_PARTS[job->part].command);
     if (job->part == TRAIN) words_add_line(w, s, job, model, STUDY_METHODS[job->method].train);
     if (job->part == TRAIN && STUDY_METHODS[job->method].tunes_model) words_add_heldout(w, s, "--probe", N_HELDOUT);
@@ -317,11 +319,13 @@ static char *command_line(const Words *w)
     return line;
 }
 
-/* OUT/commands.sh: what was begun of the first seed, in the order of the plan, so that it can be typed again. It is
- * written anew each time: neither the order in which jobs happened to run nor a kill shows in it. */
+/* OUT/commands.sh: what was begun of the first seed, in the order of the plan, so that it can be copied and changed. It
+ * is written anew each time: neither the order in which jobs happened to run nor a kill shows in it. */
+static const char COMMANDS_HEADING[] =
+    "# The commands of the first seed, to be run where the study was: relative paths begin there.\n";
 static int study_record_commands(const Study *s, Error *error)
 {
-    char *path = path_join(s->out, "commands.sh"), *all = text_format("%s", "");
+    char *path = path_join(s->out, "commands.sh"), *all = text_format("%s", COMMANDS_HEADING);
     Study fresh = *s;
     int status = 0;
     fresh.resumed = false;
@@ -462,23 +466,27 @@ static int study_start(Study *s, StudyJob *job, Error *error)
     return status;
 }
 
-/* The seconds until all is done: what is left takes as long as the same parts took so far, or, where none was yet, as
- * an average part. */
+/* The seconds until all is done: what is left takes as long as the same part took so far with the same method, or,
+ * where that was not done yet, with any, or as long as an average part. */
 static double study_seconds_left(const Study *s)
 {
-    double sum[N_PARTS][N_METHODS] = {{0}}, count[N_PARTS][N_METHODS] = {{0}}, all = 0, n = 0, left = 0;
+    double sum[N_PARTS][N_METHODS] = {{0}}, count[N_PARTS][N_METHODS] = {{0}}, left = 0;
+    double part_sum[N_PARTS] = {0}, part_count[N_PARTS] = {0}, all = 0, n = 0;
     for (size_t i = 0; i < s->n_jobs; i++) {
         const StudyJob *job = &s->jobs[i];
         if (job->state != FINISHED || job->seconds == 0) continue;
         sum[job->part][job->method] += job->seconds;
         count[job->part][job->method]++;
+        part_sum[job->part] += job->seconds;
+        part_count[job->part]++;
         all += job->seconds;
         n++;
     }
     for (size_t i = 0; i < s->n_jobs; i++) {
         const StudyJob *job = &s->jobs[i];
-        double known = count[job->part][job->method],
-               mean = known ? sum[job->part][job->method] / known : all / fmax(n, 1);
+        double known = count[job->part][job->method], mean = all / fmax(n, 1);
+        if (part_count[job->part] > 0) mean = part_sum[job->part] / part_count[job->part];
+        if (known > 0) mean = sum[job->part][job->method] / known;
         if (job->state == WAITING) left += mean;
         if (job->state == RUNNING) left += fmax(mean - (seconds_now() - job->begun), 0);
     }

@@ -370,9 +370,9 @@ static int add_commands(const Study *s, cJSON *json, Error *error)
     char *path = path_join(s->out, "commands.sh");
     Lines lines;
     int status = lines_read(&lines, path, error);
-    if (!status) {
+    if (!status) { /* the first line is their heading */
         cJSON_AddItemToObject(json, "commands",
-                              cJSON_CreateStringArray((const char *const *)lines.text, (int)lines.count));
+                              cJSON_CreateStringArray((const char *const *)lines.text + 1, (int)lines.count - 1));
         lines_free(&lines);
     }
     free(path);
@@ -381,88 +381,178 @@ static int add_commands(const Study *s, cJSON *json, Error *error)
 
 /* --- what it comes to */
 
-/* One expectation of the paper, as a number and its bound: at_least, or else at most. */
-static void add_check(cJSON *checks, const char *what, double value, bool at_least, double bound)
+/* The paper's expectations in numbers: what a study is held to. Percent, or points of a score. */
+static const double ABLE = 60;             /* the pretrained model on held-out tasks after one example: at least */
+static const double IN_CONTEXT = 65;       /* of that without examples, or with another task's: at most */
+static const double LEARNT = 95;           /* plain fine-tuning on the trained task: at least */
+static const double COLLAPSED = 65;        /* of the held-out score before, what is left: at most */
+static const double KEPT = 95;             /* the same, at least */
+static const double FORMAT_KEPT = 2;       /* answers in the trained format where the rest is kept: at most */
+static const double BEHIND = 2;            /* points on the trained task that ProMoT may be behind: at most */
+static const double AS_FINE_TUNING = 80;   /* of what fine-tuning loses, what a control loses: at least */
+static const double BETTER_THAN_TOSS = 60; /* right answers of those in the format; two labels are right in 50 */
+
+/* One expectation as a number and its bound: at_least, or else at most. A number that there is not (a checkpoint that
+ * was never reached, a share of nothing) does not meet it. */
+static void add_check(cJSON *checks, const char *base, const char *what, double value, bool at_least, double bound)
 {
-    cJSON *check;
+    cJSON *check = cJSON_CreateObject();
     char *text;
-    if (!isfinite(value) || !isfinite(bound)) return; /* not a part of this study */
-    check = cJSON_CreateObject();
-    cJSON_AddStringToObject(check, "what", what);
-    cJSON_AddStringToObject(check, "value", text = text_format("%.2f", value));
+    cJSON_AddStringToObject(check, "what", text = text_format("%s%s", base, what));
+    free(text);
+    cJSON_AddStringToObject(check, "value", text = isfinite(value) ? text_format("%.2f", value) : text_format("none"));
     free(text);
     cJSON_AddStringToObject(check, "limit", text = text_format("%s %.2f", at_least ? "at least" : "at most", bound));
     free(text);
-    cJSON_AddBoolToObject(check, "ok", at_least ? value >= bound : value <= bound);
+    cJSON_AddBoolToObject(check, "ok", isfinite(value) && (at_least ? value >= bound : value <= bound));
     cJSON_AddItemToArray(checks, check);
 }
 
-static void add_checks(cJSON *json)
+/* The second rule: ProMoT at the first checkpoint that has learnt the task, which every seed must come to. */
+static void add_first_checks(cJSON *checks, const char *base, const cJSON *method, double before, size_t seeds)
+{
+    static const char *const WHAT[] = {"seeds that learn the task, percent",
+                                       "first checkpoint that has learnt it: held-out tasks, percent of before",
+                                       "first checkpoint that has learnt it: answers in the trained format, percent"};
+    const char *label = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(method, "label"));
+    const cJSON *first = cJSON_GetObjectItemCaseSensitive(method, "first"),
+                *steps = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(first, "step"), "values");
+    const double value[] = {100.0 * cJSON_GetArraySize(steps) / (double)seeds,
+                            100 * MEAN_AT(first, "heldout", "1") / before, MEAN_AT(first, "format_ratio", "1")},
+                 bound[] = {100, KEPT, FORMAT_KEPT};
+    for (int i = 0; i < 3; i++) {
+        char *what = text_format("%s: %s", label ? label : "", WHAT[i]);
+        add_check(checks, base, what, value[i], i < 2, bound[i]);
+        free(what);
+    }
+}
+
+/* The main result, on one pretrained model. base: what stands in front of each check. */
+static void add_main_checks(cJSON *checks, const char *base, const cJSON *m, const char *related, size_t seeds)
+{
+    double before = MEAN_AT(m, "pretrained", "heldout", "1"), tuned = MEAN_AT(m, "finetune", "target");
+    add_check(checks, base, "before tuning: held-out tasks, 1 shot", before, true, ABLE);
+    add_check(checks, base, "before tuning: 0 shots, percent of 1 shot",
+              100 * MEAN_AT(m, "pretrained", "heldout", "0") / before, false, IN_CONTEXT);
+    add_check(checks, base, "fine-tuning: trained task", tuned, true, LEARNT);
+    add_check(checks, base, "fine-tuning: held-out tasks, percent of before",
+              100 * MEAN_AT(m, "finetune", "heldout", "1") / before, false, COLLAPSED);
+    add_check(checks, base, "fine-tuning: answers in the trained format, closed-book questions' less the average",
+              MEAN_AT(m, "finetune", "task_format_ratio", STUDY_TASKS[0].name, "1") -
+                  MEAN_AT(m, "finetune", "format_ratio", "1"),
+              true, 0);
+    add_check(checks, base, "ProMoT: trained task, less fine-tuning's", MEAN_AT(m, "promot", "target") - tuned, true,
+              -BEHIND);
+    add_check(checks, base, "ProMoT: held-out tasks, percent of before",
+              100 * MEAN_AT(m, "promot", "heldout", "1") / before, true, KEPT);
+    add_check(checks, base, "ProMoT: answers in the trained format, percent", MEAN_AT(m, "promot", "format_ratio", "1"),
+              false, FORMAT_KEPT);
+    add_first_checks(checks, base, cJSON_GetObjectItemCaseSensitive(m, "promot"), before, seeds);
+    add_check(checks, base, "ProMoT: the related task, more than before",
+              MEAN_AT(m, "promot", "tasks", related, "1") - MEAN_AT(m, "pretrained", "tasks", related, "1"), true, 1);
+    add_check(checks, base, "ProMoT: the related task, percent right of its answers in the trained format",
+              100 * MEAN_AT(m, "promot", "tasks", related, "1") /
+                  MEAN_AT(m, "promot", "task_format_ratio", related, "1"),
+              true, BETTER_THAN_TOSS);
+    add_check(checks, base, "prompt tuning: trained task, less fine-tuning's", MEAN_AT(m, "prompt", "target") - tuned,
+              false, 0);
+}
+
+/* The controls of the full study: what a method loses of the held-out tasks, beside what fine-tuning loses. */
+static void add_control_checks(cJSON *checks, const cJSON *m, size_t seeds)
+{
+    static const StudyMethod CONTROLS[] = {RANDOM_PROMPT, JOINT};
+    double before = MEAN_AT(m, "pretrained", "heldout", "1"), lost = before - MEAN_AT(m, "finetune", "heldout", "1");
+    const cJSON *papers = cJSON_GetObjectItemCaseSensitive(m, STUDY_METHODS[PAPER_PROMOT].name);
+    for (int i = 0; i < 2; i++) {
+        const char *name = STUDY_METHODS[CONTROLS[i]].name;
+        char *what =
+            text_format("%s: held-out tasks, lost in percent of fine-tuning's loss", STUDY_METHODS[CONTROLS[i]].label);
+        if (cJSON_GetObjectItemCaseSensitive(m, name))
+            add_check(checks, "", what, 100 * (before - MEAN_AT(m, name, "heldout", "1")) / lost, true, AS_FINE_TUNING);
+        free(what);
+    }
+    if (!papers) return;
+    add_check(checks, "", "fine-tuning, paper's settings: held-out tasks, percent of before",
+              100 * MEAN_AT(m, "paper-finetune", "heldout", "1") / before, false, COLLAPSED);
+    add_check(checks, "", "ProMoT, paper's settings: held-out tasks, percent of before",
+              100 * MEAN_AT(papers, "heldout", "1") / before, true, KEPT);
+    add_check(checks, "", "ProMoT, paper's settings: answers in the trained format, percent",
+              MEAN_AT(papers, "format_ratio", "1"), false, FORMAT_KEPT);
+    add_first_checks(checks, "", papers, before, seeds);
+}
+
+static void add_checks(cJSON *json, size_t seeds)
 {
     const cJSON *m = cJSON_GetObjectItemCaseSensitive(json, "methods"),
                 *context = cJSON_GetObjectItemCaseSensitive(json, "context"),
-                *alignment = cJSON_GetObjectItemCaseSensitive(json, "alignment"), *without, *with;
+                *alignment = cJSON_GetObjectItemCaseSensitive(json, "alignment"), *without, *with, *base;
     cJSON *checks = cJSON_AddArrayToObject(json, "checks");
     const char *related = cJSON_GetStringValue(
         cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(json, "related"), "name"));
-    double before = MEAN_AT(m, "pretrained", "heldout", "1"), tuned = MEAN_AT(m, "finetune", "target");
+    int number = 2;
     without = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(alignment, "without_prompt"), "cosine");
     with = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(alignment, "with_prompt"), "cosine");
-    add_check(checks, "before tuning: held-out tasks, 1 shot", before, true, 60);
-    add_check(checks, "before tuning: 0 shots, percent of 1 shot",
-              100 * MEAN_AT(m, "pretrained", "heldout", "0") / before, false, 65);
-    add_check(checks, "before tuning: an example of another task, percent of its own",
-              100 * MEAN_AT(context, "other") / MEAN_AT(context, "own"), false, 65);
-    add_check(checks, "fine-tuning: trained task", tuned, true, 95);
-    add_check(checks, "fine-tuning: held-out tasks, percent of before",
-              100 * MEAN_AT(m, "finetune", "heldout", "1") / before, false, 65);
-    add_check(checks, "ProMoT: trained task, less fine-tuning's", MEAN_AT(m, "promot", "target") - tuned, true, -2);
-    add_check(checks, "ProMoT: held-out tasks, percent of before", 100 * MEAN_AT(m, "promot", "heldout", "1") / before,
-              true, 95);
-    add_check(checks, "ProMoT: answers in the trained format, percent", MEAN_AT(m, "promot", "format_ratio", "1"),
-              false, 2);
-    add_check(checks, "ProMoT: the related task, more than before",
-              MEAN_AT(m, "promot", "tasks", related, "1") - MEAN_AT(m, "pretrained", "tasks", related, "1"), true, 1);
-    add_check(checks, "prompt tuning: trained task, less fine-tuning's", MEAN_AT(m, "prompt", "target") - tuned, false,
-              0);
-    add_check(checks, "random prompt: held-out tasks, percent of before",
-              100 * MEAN_AT(m, "random-prompt", "heldout", "1") / before, false, 65);
-    add_check(checks, "joint: held-out tasks, percent of before", 100 * MEAN_AT(m, "joint", "heldout", "1") / before,
-              false, 65);
-    add_check(checks, "fine-tuning, paper's settings: held-out tasks, percent of before",
-              100 * MEAN_AT(m, "paper-finetune", "heldout", "1") / before, false, 65);
-    add_check(checks, "ProMoT, paper's settings: held-out tasks, percent of before",
-              100 * MEAN_AT(m, "paper-promot", "heldout", "1") / before, true, 95);
-    add_check(checks, "the same at the first checkpoint that has learnt the task",
-              100 * MEAN_AT(m, "paper-promot", "first", "heldout", "1") / before, true, 95);
-    add_check(checks, "gradient alignment without the prompt, first step",
+    add_main_checks(checks, "", m, related, seeds);
+    add_check(checks, "", "before tuning: an example of another task, percent of its own",
+              100 * MEAN_AT(context, "other") / MEAN_AT(context, "own"), false, IN_CONTEXT);
+    add_control_checks(checks, m, seeds);
+    add_check(checks, "", "gradient alignment without the prompt, first step",
               record_number(cJSON_GetArrayItem(without, 0), "mean"), true, 0.9);
-    add_check(checks, "gradient alignment with the prompt, first step",
+    add_check(checks, "", "gradient alignment with the prompt, first step",
               record_number(cJSON_GetArrayItem(with, 0), "mean"), false, 0.5);
+    cJSON_ArrayForEach(base, cJSON_GetObjectItemCaseSensitive(json, "bases"))
+    {
+        char *prefix = text_format("base %d, ", number++);
+        add_main_checks(checks, prefix, cJSON_GetObjectItemCaseSensitive(base, "methods"), related, seeds);
+        free(prefix);
+    }
 }
 
-/* The finding in a sentence, whatever it is. */
-static void add_finding(cJSON *json, size_t seeds)
+/* What one pretrained model's numbers come to. */
+static const char *study_verdict(const cJSON *m)
 {
-    const cJSON *m = cJSON_GetObjectItemCaseSensitive(json, "methods");
     double before = MEAN_AT(m, "pretrained", "heldout", "1"), tuned = MEAN_AT(m, "finetune", "heldout", "1"),
            kept = MEAN_AT(m, "promot", "heldout", "1"), tuned_target = MEAN_AT(m, "finetune", "target"),
            kept_target = MEAN_AT(m, "promot", "target");
     const double little_skill = 20, little_learnt = 75; /* below, the claim is not put to the test */
-    bool collapsed = tuned <= 0.65 * before, keeps = kept >= 0.95 * before, learns = kept_target >= tuned_target - 2;
-    const char *verdict = before < little_skill ? "Inconclusive, for the pretrained model can do too little to lose it"
-                          : tuned_target < little_learnt ? "Inconclusive, for fine-tuning does not learn the task"
-                          : collapsed && keeps && learns ? "ProMoT learns the task without losing the rest"
-                          : !collapsed   ? "No collapse to prevent: plain fine-tuning keeps most of the rest"
-                          : !learns      ? "ProMoT does not learn the task as well as fine-tuning"
-                          : kept > tuned ? "ProMoT loses less than plain fine-tuning, but does lose"
-                                         : "ProMoT keeps no more than plain fine-tuning";
+    bool collapsed = tuned <= COLLAPSED / 100 * before, keeps = kept >= KEPT / 100 * before,
+         learns = kept_target >= tuned_target - BEHIND;
+    return before < little_skill          ? "Inconclusive, for the pretrained model can do too little to lose it"
+           : tuned_target < little_learnt ? "Inconclusive, for fine-tuning does not learn the task"
+           : collapsed && keeps && learns ? "ProMoT learns the task without losing the rest"
+           : !collapsed                   ? "No collapse to prevent: plain fine-tuning keeps most of the rest"
+           : !learns                      ? "ProMoT does not learn the task as well as fine-tuning"
+           : kept > tuned                 ? "ProMoT loses less than plain fine-tuning, but does lose"
+                                          : "ProMoT keeps no more than plain fine-tuning";
+}
+
+/* The finding in a sentence, whatever it is, and one more for each further pretrained model. */
+static void add_finding(cJSON *json, size_t seeds)
+{
+    const cJSON *m = cJSON_GetObjectItemCaseSensitive(json, "methods"), *base;
+    const char *verdict = study_verdict(m);
+    double before = MEAN_AT(m, "pretrained", "heldout", "1");
     char *text = text_format(
         "%s: with the trained task at %.1f, plain fine-tuning leaves %.1f of %.1f on the held-out tasks after one "
         "example (%.1f %% of its answers are words of the trained task's format); ProMoT, at %.1f, leaves %.1f "
         "(%.1f %%). Means of %zu seed%s.",
-        verdict, tuned_target, tuned, before, MEAN_AT(m, "finetune", "format_ratio", "1"), kept_target, kept,
-        MEAN_AT(m, "promot", "format_ratio", "1"), seeds, seeds == 1 ? "" : "s");
+        verdict, MEAN_AT(m, "finetune", "target"), MEAN_AT(m, "finetune", "heldout", "1"), before,
+        MEAN_AT(m, "finetune", "format_ratio", "1"), MEAN_AT(m, "promot", "target"),
+        MEAN_AT(m, "promot", "heldout", "1"), MEAN_AT(m, "promot", "format_ratio", "1"), seeds, seeds == 1 ? "" : "s");
+    cJSON_ArrayForEach(base, cJSON_GetObjectItemCaseSensitive(json, "bases"))
+    {
+        const cJSON *further = cJSON_GetObjectItemCaseSensitive(base, "methods");
+        bool same = study_verdict(further) == verdict;
+        char *longer =
+            text_format("%s On %s %s%s: of %.1f, plain fine-tuning leaves %.1f and ProMoT %.1f.", text,
+                        cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(base, "model")),
+                        same ? "the same" : "not so: ", same ? "" : study_verdict(further),
+                        MEAN_AT(further, "pretrained", "heldout", "1"), MEAN_AT(further, "finetune", "heldout", "1"),
+                        MEAN_AT(further, "promot", "heldout", "1"));
+        free(text);
+        text = longer;
+    }
     cJSON_AddStringToObject(json, "finding", text);
     free(text);
 }
@@ -508,7 +598,7 @@ static int study_results(const Study *s, cJSON **out, Error *error)
     task_free(trained);
     if (status) return status;
     finish_numbers(json);
-    add_checks(json);
+    add_checks(json, s->n_seeds);
     add_finding(json, s->n_seeds);
     return 0;
 }

@@ -710,7 +710,7 @@ static void put_checks(Study *study)
         put_text_cell(&csv, text_of(member(check, "value")));
         text_put(&csv, ",");
         put_text_cell(&csv, text_of(member(check, "limit")));
-        text_put(&csv, cJSON_IsTrue(member(check, "ok")) ? ",reached\n" : ",not reached\n");
+        text_put(&csv, cJSON_IsTrue(member(check, "ok")) ? ",reached\n" : ",NOT REACHED\n");
     }
     page_heading(&study->page, 3, "Checks");
     put_table(study, text_take(&csv));
@@ -720,7 +720,9 @@ static void put_results(Study *study)
 {
     page_heading(&study->page, 2, "After the last step");
     page_paragraphs(&study->page, "The trained task (target), the average of the tasks that were not trained, and the "
-                                  "format ratio, by the number of worked examples.");
+                                  "format ratio, by the number of worked examples. Prompt tuning changes nothing but "
+                                  "its prompt (the best on the rows for development): asked without it, the model "
+                                  "is the one before tuning.");
     put_table(study, methods_csv(study->methods, &study->shots, &study->shots));
     page_heading(&study->page, 3, "Task by task, 1-shot");
     put_table(study, tasks_csv(study->results, "tasks"));
@@ -1053,7 +1055,7 @@ static void put_commands(Study *study)
         }
         put_table(study, text_take(&csv));
     }
-    text_put(&study->page, "<details>\n<summary>The commands that were run</summary>\n<pre>");
+    text_put(&study->page, "<details>\n<summary>The commands of the first seed</summary>\n<pre>");
     cJSON_ArrayForEach(item, commands)
     {
         text_put_xml(&study->page, text_of(item));

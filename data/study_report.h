@@ -26,7 +26,7 @@
  *                 1 shot, after the first seed
  *   "bases"       [{"model", "seeds", "methods"}]: the same study on further pretrained models; may be empty
  *   "finding"     the result in a sentence; "checks": [{"what", "value", "limit", "ok"}] texts, and a boolean
- *   "commands"    [text]: every promot command that was run */
+ *   "commands"    [text]: the promot commands of the first seed */
 #ifndef PROMOT_STUDY_REPORT_H
 #define PROMOT_STUDY_REPORT_H
 

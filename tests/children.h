@@ -401,8 +401,9 @@ static size_t log_length(const char *run)
 }
 
 /* Kills a run again and again until it comes through: at operations that the seed chooses, now and then among those
- * with which the log is opened, and every third time after so many microseconds. within: more operations than lie
- * between two saved states, so that each may be passed. kills: by stage. */
+ * with which the log is opened, and every third time after so many microseconds. within: about as many
+ * operations as lie between two saved states; the more kills there were, the further the next may come, so that each is
+ * passed on a slow machine too, where no time of a few milliseconds is long enough. kills: by stage. */
 static void kill_until_done(const char *command, const char *run, uint64_t seed, const char *second_stage, long within,
                             int kills[2])
 {
@@ -419,7 +420,7 @@ static void kill_until_done(const char *command, const char *run, uint64_t seed,
         else if (attempt % 4 == 0)
             fate.at = 1 + (long)(drawn * (double)opening);
         else
-            fate.at = 1 + (long)opening + (long)(drawn * drawn * (double)within);
+            fate.at = 1 + (long)opening + (long)(drawn * drawn * (double)(within + attempt / 2));
         status = promot_with(&fate, 0, resumed);
         kills[stage] += status < 0;
     }
