@@ -322,8 +322,8 @@ static void test_parts_in_order(void)
         "<th class=\"number\">yes/no (related)</th>",
         "<h3>Format ratio of each task, 1-shot</h3>",
         "<td>format ratio of fine-tuning</td><td class=\"number\">51.3</td><td>at least 25 &lt;</td><td>reached</td>",
-        "<td>format ratio of &lt;ProMoT&gt;</td><td class=\"number\">51.3</td><td>at least 25 &lt;</td><td>not "
-        "reached</td>",
+        "<td>format ratio of &lt;ProMoT&gt;</td><td class=\"number\">51.3</td><td>at least 25 &lt;</td><td>NOT "
+        "REACHED</td>",
         "<h2>Is the ability in the context?</h2>",
         "On the tasks but qa, it reaches 94.2 ±  0.7 with one worked example of the task itself, and 12.5 ±  2.1 with "
         "one "
