@@ -6891,6 +6891,7 @@ int promot_main(int argc, char **argv)
     Error error = {0};
     int status;
     signal(SIGPIPE, SIG_IGN); /* a closed pipe shows as a write error, which is reported below */
+    signal(SIGXFSZ, SIG_IGN); /* as does a file that may not grow (ulimit -f) */
     status = check_descriptors(&error);
     if (!status) status = run_command(argc, argv, &error);
     if (!status && (fflush(stdout) != 0 || ferror(stdout)))

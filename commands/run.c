@@ -28,14 +28,21 @@ static int resume_options(Options *o, cJSON **settings, Error *error)
 {
     char *path = path_join(o->text[OPT_OUT], "run.json"), *text;
     MappedFile file = {0};
+    const char *command;
     cJSON *json;
     int status = mapped_file_open(&file, path, error);
     if (!status) {
         text = text_format("%.*s", (int)file.bytes, (const char *)file.data);
         json = cJSON_Parse(text);
+        command = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "command"));
         *settings = cJSON_DetachItemFromObjectCaseSensitive(json, "settings");
-        status = cJSON_IsObject(*settings) ? options_recall(o, is_not_recorded, *settings, path, error)
-                                           : error_set(error, EXIT_FAILED, "%s: not the settings of a run", path);
+        if (!cJSON_IsObject(*settings) || !command)
+            status = error_set(error, EXIT_FAILED, "%s: not the settings of a run", path);
+        else if (strcmp(command, o->command) != 0)
+            status = error_set(error, EXIT_USAGE, "%s: a run of promot %s (expected one of promot %s)", path, command,
+                               o->command);
+        else
+            status = options_recall(o, is_not_recorded, *settings, path, error);
         cJSON_Delete(json);
         free(text);
         mapped_file_close(&file);

@@ -1,15 +1,28 @@
 /* study.c: promot study: the paper's claim in miniature, from training to the report. A part of chapter 10 of promot.c,
  * which includes it. study_jobs.c has what is run, study_results.c what is read from it. */
 
-/* A directory of data/demo: as seen from here, or from where the program is. To be freed. */
+/* A directory of data/demo: as seen from here, or in the checkout where the program was built, however it was called
+ * (through PATH, or a link). To be freed. */
 static char *demo_path(const Options *o, const char *name)
 {
-    char *here = path_join("data/demo", name), *beside;
-    const char *slash = strrchr(o->program, '/');
-    if (path_exists(here) || !slash) return here;
-    beside = text_format("%.*s/%s", (int)(slash - o->program), o->program, here);
+    static const char *const CHECKOUT[] = {".", ".."}; /* from promot, from build/promot */
+    char *here = path_join("data/demo", name), *program = NULL, *there = NULL;
+    if (path_exists(here)) return here;
+#ifdef __linux__
+    program = realpath("/proc/self/exe", NULL);
+#endif
+    if (!program) program = realpath(o->program, NULL);
+    if (program) *strrchr(program, '/') = '\0';
+    for (int i = 0; program && !there && i < 2; i++) {
+        there = text_format("%s/%s/%s", program, CHECKOUT[i], here);
+        if (path_exists(there)) break;
+        free(there);
+        there = NULL;
+    }
+    free(program);
+    if (!there) return here;
     free(here);
-    return beside;
+    return there;
 }
 
 /* How many commands run at a time: --threads, or one for each core. */
@@ -21,29 +34,57 @@ static size_t study_width(const Options *o, Error *error)
     return width;
 }
 
+/* A pretrained model that can be read whole, and is none of those before it. */
+static int study_check_model(const Study *s, size_t base, Device *dev, Error *error)
+{
+    Tokenizer *tokenizer = open_tokenizer(s->bases[base], error);
+    Model *model = tokenizer ? model_open(s->bases[base], dev, s->quiet ? NULL : print_warning, error) : NULL;
+    struct stat this, other;
+    int status = model ? 0 : -1;
+    for (size_t b = 0; !status && b < base; b++)
+        if (stat(s->bases[base], &this) == 0 && stat(s->bases[b], &other) == 0 && this.st_dev == other.st_dev &&
+            this.st_ino == other.st_ino)
+            status = error_set(error, EXIT_USAGE, "--model: %s and %s are the same model", s->bases[b], s->bases[base]);
+    model_close(model);
+    tokenizer_close(tokenizer);
+    return status;
+}
+
+/* A task with its three splits. trained: the one in RTE's layout, whose test rows are named as its dev split. */
+static int study_check_task(const Study *s, const char *name, bool trained, Error *error)
+{
+    char *path = path_join(s->tasks, name), *description = text_format("%s.json", path),
+         *test = path_join(path, "test.jsonl");
+    Task *task = NULL;
+    int status = 0;
+    if (!path_is_directory(path))
+        status = error_set(error, EXIT_USAGE, "%s: no such directory of task files (--tasks DIR)", path);
+    else if (!trained && !path_exists(description))
+        status = error_set(error, EXIT_USAGE, "%s: no such description of a task (--tasks DIR)", description);
+    if (!status && !(task = trained ? task_builtin("rte", error) : task_from_file(description, error))) status = -1;
+    for (Split split = SPLIT_TRAIN; !status && split <= SPLIT_TEST; split++) {
+        bool as_dev = trained && split == SPLIT_TEST;
+        Dataset *rows = dataset_open(task, as_dev ? test : path, as_dev ? SPLIT_DEV : split, error);
+        if (!rows) status = -1;
+        dataset_close(rows);
+    }
+    task_free(task);
+    free(test);
+    free(description);
+    free(path);
+    return status;
+}
+
 /* What a study needs is looked for before anything begins, so that a slip is told in one line. */
 static int study_check(const Study *s, Error *error)
 {
-    int status = 0;
-    for (size_t b = 0; !status && b < s->n_bases; b++) {
-        Tokenizer *tokenizer = open_tokenizer(s->bases[b], error);
-        T5Config config = {0};
-        status = tokenizer ? config_read(&config, s->bases[b], error) : -1;
-        free(config.json);
-        tokenizer_close(tokenizer);
-    }
-    for (size_t i = 0; !status && i <= N_STUDY_TASKS; i++) {
-        const char *name = i < N_STUDY_TASKS ? STUDY_TASKS[i].name : "nli";
-        char *path = path_join(s->tasks, name);
-        char *description = text_format("%s.json", path);
-        if (!path_is_directory(path))
-            status = error_set(error, EXIT_USAGE, "%s: no such directory of task files (--tasks DIR)", path);
-        else if (i < N_STUDY_TASKS && !path_exists(description))
-            status = error_set(error, EXIT_USAGE, "%s: no such description of a task (--tasks DIR)", description);
-        free(description);
-        free(path);
-    }
-    return status;
+    Device *dev = device_open(1, MATMUL_FP32, error);
+    int status = dev ? 0 : -1;
+    for (size_t b = 0; !status && b < s->n_bases; b++) status = study_check_model(s, b, dev, error);
+    for (size_t i = 0; !status && i < N_STUDY_TASKS; i++)
+        status = study_check_task(s, STUDY_TASKS[i].name, false, error);
+    device_close(dev);
+    return status ? status : study_check_task(s, "nli", true, error);
 }
 
 static int study_begin(const Options *o, const Study *s, int *lock, Error *error)
@@ -112,6 +153,7 @@ static int command_study(Options *o, Error *error)
                    .first_seed = option_size(o, OPT_SEED),
                    .at_once = study_width(o, error),
                    .quiet = option_true(o, OPT_QUIET),
+                   .bf16 = strcmp(o->text[OPT_DTYPE], "bf16") == 0,
                    .resumed = resumed};
         for (size_t n = strlen(out); n > 1 && out[n - 1] == '/'; n--) out[n - 1] = '\0';
         study_defaults(o, &model, &tasks);

@@ -74,7 +74,8 @@ static const struct {
 
 /* What is done for each method and seed. Held-out tasks are asked without a prompt, and in the form that the model was
  * pretrained in: with a sentinel where the answer belongs. The trained one's test rows are named as its dev split, for
- * that is the one that `eval` scores of RTE, whose test rows have no labels in SuperGLUE. done: the file that is there when the part is. */
+ * that is the one that `eval` scores of RTE, whose test rows have no labels in SuperGLUE. done: the file that is there
+ * when the part is. */
 typedef enum { TRAIN, TARGET, HELDOUT, FIRST_TARGET, FIRST_HELDOUT, OTHER_EXAMPLES, ALIGN, N_PARTS } StudyPart;
 static const struct {
     const char *label, *command, *out, *done;
@@ -112,7 +113,7 @@ typedef struct {
     const char *out, *tasks;
     const char *const *bases; /* [n_bases] pretrained models; the first is the one that everything is done with */
     size_t n_bases, n_seeds, first_seed, at_once;
-    bool full, quiet, resumed;
+    bool full, quiet, resumed, bf16;
     StudyJob *jobs; /* [n_jobs] */
     size_t n_jobs;
     double begun;
@@ -216,23 +217,48 @@ static char *study_checkpoint(const char *run, double step)
     return NULL;
 }
 
-/* The steps at which the two rules choose a run's checkpoint, from its log: the last one, and the first whose dev score
- * is FIRST_RULE or more (NAN: none is). */
+static int read_json(const char *directory, const char *name, cJSON **out, Error *error)
+{
+    char *path = path_join(directory, name);
+    MappedFile file;
+    int status = mapped_file_open(&file, path, error);
+    *out = NULL;
+    if (!status) {
+        *out = cJSON_ParseWithLength((const char *)file.data, file.bytes);
+        mapped_file_close(&file);
+        if (!*out) status = error_set(error, EXIT_FAILED, "%s: not JSON", path);
+    }
+    free(path);
+    return status;
+}
+
+/* The steps at which the two rules choose a finished run's checkpoint, from its log: the last one, and the first whose
+ * dev score is FIRST_RULE or more (NAN: none is). */
 static int study_rules(const char *run, double *last, double *first, Error *error)
 {
     char *path = path_join(run, "log.jsonl");
-    Lines lines;
-    int status = lines_read(&lines, path, error);
+    Lines lines = {0};
+    cJSON *done;
+    const cJSON *stages;
+    double steps = NAN;
+    int status = read_json(run, "DONE", &done, error);
     *last = *first = NAN;
+    stages = cJSON_GetObjectItemCaseSensitive(done, "stages");
+    steps = record_number(cJSON_GetArrayItem(stages, cJSON_GetArraySize(stages) - 1), "steps");
+    if (!status) status = lines_read(&lines, path, error);
     for (size_t i = 0; !status && i < lines.count; i++) {
         cJSON *record = cJSON_Parse(lines.text[i]);
+        if (!record) status = error_set(error, EXIT_FAILED, "%s:%zu: not JSON", path, i + 1);
         if (cJSON_GetObjectItemCaseSensitive(record, "dev")) {
             *last = record_number(record, "step");
             if (isnan(*first) && record_number(record, "mean") >= FIRST_RULE) *first = *last;
         }
         cJSON_Delete(record);
     }
-    if (!status) lines_free(&lines);
+    if (!status && *last != steps)
+        status = error_set(error, EXIT_FAILED, "%s: ends before the last step, %.0f", path, steps);
+    lines_free(&lines);
+    cJSON_Delete(done);
     free(path);
     return status;
 }
@@ -290,7 +316,7 @@ static int study_command(const Study *s, const StudyJob *job, Words *w, Error *e
     }
     words_add(w, text_format("--seed"));
     words_add(w, text_format("%zu", s->first_seed + job->seed));
-    words_add_line(w, s, job, model, "--threads 1 --out");
+    words_add_line(w, s, job, model, s->bf16 ? "--dtype bf16 --threads 1 --out" : "--threads 1 --out");
     words_add(w, study_place(s, job->part, job->method, job->base, job->seed));
     if (s->resumed && job->part == TRAIN) words_add_line(w, s, job, model, "--resume");
     free(prompt);
@@ -381,14 +407,16 @@ static void study_plan(Study *s)
     }
 }
 
+/* Is it done, and its last file whole? What is damaged is made again. */
 static bool job_is_done(const Study *s, const StudyJob *job)
 {
-    char *place = study_place(s, job->part, job->method, job->base, job->seed),
-         *done = path_join(place, STUDY_PARTS[job->part].done);
-    bool there = path_exists(done);
-    free(done);
+    char *place = study_place(s, job->part, job->method, job->base, job->seed);
+    cJSON *json = NULL;
+    Error ignored;
+    bool whole = !read_json(place, STUDY_PARTS[job->part].done, &json, &ignored) && cJSON_IsObject(json);
+    cJSON_Delete(json);
     free(place);
-    return there;
+    return whole;
 }
 
 /* --- running them */
@@ -398,7 +426,7 @@ static bool job_is_done(const Study *s, const StudyJob *job)
 __attribute__((noreturn)) static void study_child(const Words *w, const char *log, pid_t study)
 {
     sigset_t none;
-    int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0666);
+    int fd = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0666);
 #ifdef __linux__
     prctl(PR_SET_PDEATHSIG, SIGTERM);
 #endif
@@ -496,15 +524,10 @@ static double study_seconds_left(const Study *s)
 /* What a finished job found, in a few words. To be freed. */
 static char *job_finding(const Study *s, const StudyJob *job)
 {
-    char *place = study_place(s, job->part, job->method, job->base, job->seed),
-         *path = path_join(place, STUDY_PARTS[job->part].done), *text = NULL;
+    char *place = study_place(s, job->part, job->method, job->base, job->seed), *text = NULL;
     cJSON *json = NULL, *average, *score;
-    MappedFile file;
     Error ignored;
-    if (!mapped_file_open(&file, path, &ignored)) {
-        json = cJSON_ParseWithLength((const char *)file.data, file.bytes);
-        mapped_file_close(&file);
-    }
+    read_json(place, STUDY_PARTS[job->part].done, &json, &ignored);
     average = cJSON_GetObjectItemCaseSensitive(json, "norm_avg");
     score = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(json, "tasks"), "rte");
     score = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(score, "scores"), "0");
@@ -517,7 +540,6 @@ static char *job_finding(const Study *s, const StudyJob *job)
     else if (cJSON_GetObjectItemCaseSensitive(average, "1"))
         text = text_format(": %.1f after one example", record_number(average, "1"));
     cJSON_Delete(json);
-    free(path);
     free(place);
     return text ? text : text_format("%s", "");
 }
@@ -549,7 +571,8 @@ static int study_failed(const Study *s, const StudyJob *job, int how, Error *err
     if (WIFSIGNALED(how))
         error_set(error, EXIT_FAILED, "%s: the command was killed (signal %d)", log, WTERMSIG(how));
     else
-        error_set(error, WEXITSTATUS(how) == EXIT_USAGE ? EXIT_USAGE : EXIT_FAILED, "%s", *last ? last : log);
+        error_set(error, WEXITSTATUS(how) == EXIT_USAGE ? EXIT_USAGE : EXIT_FAILED,
+                  *last ? "%s" : "%s: the command failed", *last ? last : log);
     lines_free(&lines);
     free(log);
     return -1;
@@ -574,11 +597,14 @@ static int study_reap(Study *s, Error *error)
     return status;
 }
 
-/* Stops what runs, and waits for its end. */
+/* Stops what runs, and what somebody has halted, and waits for its end. */
 static void study_stop(Study *s)
 {
     for (size_t i = 0; i < s->n_jobs; i++)
-        if (s->jobs[i].state == RUNNING) kill(s->jobs[i].process, SIGTERM);
+        if (s->jobs[i].state == RUNNING) {
+            kill(s->jobs[i].process, SIGTERM);
+            kill(s->jobs[i].process, SIGCONT);
+        }
     for (size_t i = 0; i < s->n_jobs; i++)
         if (s->jobs[i].state == RUNNING) waitpid(s->jobs[i].process, NULL, 0);
 }
@@ -622,7 +648,7 @@ static int study_run(Study *s, Error *error)
 {
     sigset_t waited, before;
     struct sigaction child_before;
-    int status = 0, running, caught = 0;
+    int status = 0, running = -1, caught = 0;
     study_signals(&waited, &child_before);
     sigprocmask(SIG_BLOCK, &waited, &before);
     while (!status && (caught == 0 || caught == SIGCHLD)) {
@@ -634,6 +660,8 @@ static int study_run(Study *s, Error *error)
         if (caught == SIGCHLD) status = study_reap(s, error);
     }
     if (status || (caught && caught != SIGCHLD)) study_stop(s);
+    for (size_t i = 0; !status && running == 0 && i < s->n_jobs; i++) /* what a kill has kept from being tidied */
+        status = study_tidy(s, &s->jobs[i], error);
     sigprocmask(SIG_SETMASK, &before, NULL);
     sigaction(SIGCHLD, &child_before, NULL);
     if (!status && caught && caught != SIGCHLD) {

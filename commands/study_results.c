@@ -68,19 +68,11 @@ static double mean_at(const cJSON *json, const char *const *path)
 
 /* --- reading what the commands wrote */
 
-static int read_json(const char *directory, const char *name, cJSON **out, Error *error)
+/* A number that a command must have written. */
+static int need_number(const cJSON *object, const char *name, const char *place, double *out, Error *error)
 {
-    char *path = path_join(directory, name);
-    MappedFile file;
-    int status = mapped_file_open(&file, path, error);
-    *out = NULL;
-    if (!status) {
-        *out = cJSON_ParseWithLength((const char *)file.data, file.bytes);
-        mapped_file_close(&file);
-        if (!*out) status = error_set(error, EXIT_FAILED, "%s: not JSON", path);
-    }
-    free(path);
-    return status;
+    *out = record_number(object, name);
+    return isfinite(*out) ? 0 : error_set(error, EXIT_FAILED, "%s: %s is not there, or no number", place, name);
 }
 
 /* The predictions of a task, a JSON object a line. */
@@ -92,45 +84,71 @@ static int read_predictions(const char *place, const char *task, const char *sho
     return status;
 }
 
-/* The percentage of a task's answers that are label words of the trained one. */
-static int read_format_ratio(const char *place, const char *task, const char *shots, const Task *trained, double *ratio,
-                             Error *error)
+/* The percentage of a task's answers that are label words of the trained one. rows: as many as were evaluated. */
+static int read_format_ratio(const char *place, const char *task, const char *shots, const Task *trained, double rows,
+                             double *ratio, Error *error)
 {
     Lines lines;
     size_t in_format = 0;
     int status = read_predictions(place, task, shots, &lines, error);
     if (status) return status;
-    for (size_t i = 0; i < lines.count; i++) {
+    if ((double)lines.count != rows)
+        status = error_set(error, EXIT_FAILED, "%s/predictions/%s.%s.jsonl: %zu lines (expected %.0f)", place, task,
+                           shots, lines.count, rows);
+    for (size_t i = 0; !status && i < lines.count; i++) {
         cJSON *row = cJSON_Parse(lines.text[i]);
         const char *answer = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(row, "processed_output"));
-        in_format += answer && is_in_format(trained, answer);
+        if (answer)
+            in_format += is_in_format(trained, answer);
+        else
+            status = error_set(error, EXIT_FAILED, "%s/predictions/%s.%s.jsonl:%zu: no prediction", place, task, shots,
+                               i + 1);
         cJSON_Delete(row);
     }
-    *ratio = lines.count ? 100.0 * (double)in_format / (double)lines.count : NAN;
+    *ratio = rows > 0 ? 100.0 * (double)in_format / rows : NAN;
     lines_free(&lines);
-    return 0;
+    return status;
+}
+
+/* One task of an evaluation: its score and its format ratio. */
+static int add_heldout_task(const char *place, const cJSON *results, const char *name, const char *shots,
+                            const Task *trained, cJSON *into, double *ratio, Error *error)
+{
+    const cJSON *task = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(results, "tasks"), name);
+    double score, rows;
+    char *what = text_format("%s/results.json: %s", place, name);
+    int status = need_number(task, "n", what, &rows, error);
+    if (!status) status = need_number(cJSON_GetObjectItemCaseSensitive(task, "scores"), shots, what, &score, error);
+    if (!status) status = read_format_ratio(place, name, shots, trained, rows, ratio, error);
+    if (!status) {
+        add_value(object_at(object_at(into, "tasks"), name), shots, score);
+        add_value(object_at(object_at(into, "task_format_ratio"), name), shots, *ratio);
+    }
+    free(what);
+    return status;
 }
 
 /* An evaluation of the held-out tasks: one seed more of heldout, format_ratio, tasks, task_format_ratio. */
 static int add_heldout(const char *place, const Task *trained, cJSON *into, Error *error)
 {
-    cJSON *results, *scores, *score;
+    cJSON *results, *scores;
+    const cJSON *averages;
     int status = read_json(place, "results.json", &results, error);
-    cJSON_ArrayForEach(scores, cJSON_GetObjectItemCaseSensitive(results, "norm_avg"))
+    averages = cJSON_GetObjectItemCaseSensitive(results, "norm_avg");
+    if (!status && !cJSON_GetArraySize(averages))
+        status = error_set(error, EXIT_FAILED, "%s/results.json: norm_avg is not there", place);
+    cJSON_ArrayForEach(scores, averages)
     {
-        const char *shots = scores->string;
-        double mean_ratio = 0;
-        add_value(object_at(into, "heldout"), shots, scores->valuedouble);
+        const char *shots = scores->string ? scores->string : "";
+        double average, mean_ratio = 0;
+        if (!status) status = need_number(averages, shots, place, &average, error);
         for (size_t i = 0; !status && i < N_STUDY_TASKS; i++) {
-            const char *name = STUDY_TASKS[i].name;
             double ratio = NAN;
-            score = cJSON_GetObjectItemCaseSensitive(results, "tasks");
-            score = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(score, name), "scores");
-            status = read_format_ratio(place, name, shots, trained, &ratio, error);
-            add_value(object_at(object_at(into, "tasks"), name), shots, record_number(score, shots));
-            add_value(object_at(object_at(into, "task_format_ratio"), name), shots, ratio);
+            status = add_heldout_task(place, results, STUDY_TASKS[i].name, shots, trained, into, &ratio, error);
             if (i < N_HELDOUT) mean_ratio += ratio / N_HELDOUT;
         }
+        if (status) break;
+        add_value(object_at(into, "heldout"), shots, average);
         add_value(object_at(into, "format_ratio"), shots, mean_ratio);
     }
     cJSON_Delete(results);
@@ -140,9 +158,11 @@ static int add_heldout(const char *place, const Task *trained, cJSON *into, Erro
 static int add_target(const char *place, cJSON *into, Error *error)
 {
     cJSON *results, *task;
+    double score;
     int status = read_json(place, "results.json", &results, error);
     task = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(results, "tasks"), "rte");
-    add_value(into, "target", record_number(cJSON_GetObjectItemCaseSensitive(task, "scores"), "0"));
+    if (!status) status = need_number(cJSON_GetObjectItemCaseSensitive(task, "scores"), "0", place, &score, error);
+    if (!status) add_value(into, "target", score);
     cJSON_Delete(results);
     return status;
 }
@@ -159,7 +179,7 @@ static int add_curves(const char *run, cJSON *curve, Error *error)
     free(path);
     if (status) return status;
     if (first) steps = cJSON_AddArrayToObject(curve, "step");
-    for (size_t i = 0; i < lines.count; i++) {
+    for (size_t i = 0; i < lines.count; i++) { /* study_rules has seen that all of them are JSON */
         cJSON *record = cJSON_Parse(lines.text[i]);
         const cJSON *probe = cJSON_GetObjectItemCaseSensitive(record, "probe");
         if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev = record_number(record, "mean");
@@ -278,11 +298,16 @@ static int add_alignment(const Study *s, cJSON *json, Error *error)
     for (size_t seed = 0; !status && seed < s->n_seeds; seed++) {
         char *place = study_place(s, ALIGN, PROMOT, 0, seed);
         cJSON *results, *point;
+        double step;
         int at = 0;
         status = read_json(place, "align.json", &results, error);
+        if (!status && !cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(results, "points")))
+            status = error_set(error, EXIT_FAILED, "%s/align.json: points are not there", place);
         cJSON_ArrayForEach(point, cJSON_GetObjectItemCaseSensitive(results, "points"))
         {
-            if (seed == 0) cJSON_AddItemToArray(steps, cJSON_CreateNumber(record_number(point, "step")));
+            if (!status) status = need_number(point, "step", place, &step, error);
+            if (status) break;
+            if (seed == 0) cJSON_AddItemToArray(steps, cJSON_CreateNumber(step));
             for (int side = 0; side < 2; side++) {
                 const cJSON *total = cJSON_GetObjectItemCaseSensitive(
                     cJSON_GetObjectItemCaseSensitive(point, SIDES[side]), module_name(MODULE_TOTAL));
@@ -603,16 +628,16 @@ static int study_results(const Study *s, cJSON **out, Error *error)
     return 0;
 }
 
-/* results.json, and the report from it: what is read back, for a number that lies between two rounded ones may have
- * lost its last bit. */
+/* The report, and results.json: as it is read back, for a number that lies between two rounded ones may have lost its
+ * last bit. The report looks at all of it first, so what it cannot be made of replaces no results.json. */
 static int study_write(const Study *s, cJSON **results, Error *error)
 {
     char *path = path_join(s->out, "results.json"), *text = cJSON_Print(*results);
-    int status = file_write_text(path, text, error);
+    int status;
     cJSON_Delete(*results);
-    *results = NULL;
-    if (!status) status = read_json(s->out, "results.json", results, error);
-    if (!status) status = study_report_write(s->out, *results, error);
+    *results = cJSON_Parse(text);
+    status = study_report_write(s->out, *results, error);
+    if (!status) status = file_write_text(path, text, error);
     free(text);
     free(path);
     return status;

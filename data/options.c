@@ -148,7 +148,7 @@ bool option_true(const Options *o, size_t id)
 
 int option_need(const Options *o, size_t id, Error *error)
 {
-    if (o->text[id]) return 0;
+    if (o->text[id] && *o->text[id]) return 0;
     return error_set(error, EXIT_USAGE, "%s: --%s %s is needed", o->command, o->table[id].name, o->table[id].argument);
 }
 
@@ -223,6 +223,8 @@ int options_recall(Options *o, bool (*skip)(size_t id), const cJSON *recorded, c
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(recorded, option->name);
         const char *text = cJSON_IsString(item) ? item->valuestring : NULL;
         if (!is_taken(o, i) || skip(i)) continue;
+        if (item && (is_list(option) ? !cJSON_IsArray(item) : !text))
+            return error_set(error, EXIT_FAILED, "%s: %s is not what a run records", path, option->name);
         if (is_list(option)) {
             if (recall_list(o, i, item, path, error)) return -1;
             continue;

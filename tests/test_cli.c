@@ -551,7 +551,7 @@ static void models_that_are_not_there(void)
 {
     REFUSES(2, SCRATCH "/none: no such model directory", "info", "--model", SCRATCH "/none");
     REFUSES(2, "no such model directory", "info", "--model", SCRATCH "/text.txt");
-    REFUSES(2, "no such model directory", "generate", "--model", "", "--input", "x");
+    REFUSES(2, "--model DIR is needed", "generate", "--model", "", "--input", "x");
     REFUSES(2, "config.json", "generate", "--model", VOCABULARY, "--input", "x");
     make_variant(MT5, (Change){0});
     remove(VARIANT "/model.safetensors");
@@ -1141,8 +1141,14 @@ static void train_leaves_a_run(void)
     RUN(TRAIN, "--out", RUN_DIR, "--resume"); /* nothing is left to do */
     RUN("info", "--model", RUN_DIR "/model");
     CHECK(directory_create(SCRATCH "/damaged", &error) == 0, "%s", error.text);
-    write_text(SCRATCH "/damaged/run.json", "{\"settings\": {\"model\": \"" MT5 "\"}}");
+    write_text(SCRATCH "/damaged/run.json", "{\"command\": \"train\", \"settings\": {\"model\": \"" MT5 "\"}}");
     REFUSES(1, "damaged/run.json: method is missing", "train", "--out", SCRATCH "/damaged", "--resume");
+    write_text(SCRATCH "/damaged/run.json", "{\"command\": \"train\", \"settings\": {\"model\": 5}}");
+    REFUSES(1, "damaged/run.json: model is not what", "train", "--out", SCRATCH "/damaged", "--resume");
+    write_text(SCRATCH "/damaged/run.json", "{\"command\": \"pretrain\", \"settings\": {}}");
+    REFUSES(2, "damaged/run.json: a run of promot pretrain", "train", "--out", SCRATCH "/damaged", "--resume");
+    write_text(SCRATCH "/damaged/run.json", "{\"settings\": {}}");
+    REFUSES(1, "damaged/run.json: not the settings of a run", "train", "--out", SCRATCH "/damaged", "--resume");
     write_text(SCRATCH "/damaged/run.json", "{\"settings\"");
     REFUSES(1, "damaged/run.json: not the settings of a run", "train", "--out", SCRATCH "/damaged", "--resume");
     RUN(TRAIN, "--show", "1");

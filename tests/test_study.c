@@ -157,14 +157,16 @@ static void test_commands_of_jobs(void)
     check_ends(command_of(&s, &heldout), "[--out] [out dir/base-2/seed-5/eval/pretrained/heldout] ");
 }
 
-/* A run as train leaves it, with checkpoints of steps 10 and 20; log: its log.jsonl. */
+/* A run as train leaves it, of 20 steps with checkpoints of steps 10 and 20; log: its log.jsonl. */
 static void make_up_run(const char *run, const char *log)
 {
     static const char *const NAMES[] = {"steps/model-000010", "steps/model-000020", "prompt/rte"};
-    char *path = path_join(run, "log.jsonl");
+    char *path = path_join(run, "log.jsonl"), *done = path_join(run, "DONE");
     fresh_directory(run);
     write_file(path, log);
+    write_file(done, "{\"stages\": [{\"stage\": \"model\", \"steps\": 20}]}");
     free(path);
+    free(done);
     for (size_t i = 0; i < 3; i++) {
         path = path_join(run, NAMES[i]);
         fresh_directory(path);
@@ -194,9 +196,29 @@ static void test_rules_choose_checkpoints(void)
     make_up_run(SCRATCH "-unit/run", LOG_BELOW);
     CHECK(study_rules(SCRATCH "-unit/run", &last, &first, &error) == 0 && last == 20 && isnan(first), "%g %g", last,
           first);
-    make_up_run(SCRATCH "-unit/run", "");
-    CHECK(study_rules(SCRATCH "-unit/run", &last, &first, &error) == 0 && isnan(last) && isnan(first));
     CHECK(study_rules(SCRATCH "-unit/nowhere", &last, &first, &error) == -1 && error.exit_code == EXIT_USAGE);
+}
+
+/* A log that is not whole must not choose another checkpoint in silence. */
+static void test_rules_on_damaged_runs(void)
+{
+    static const struct {
+        const char *log, *error;
+    } CASES[] = {{"", "log.jsonl: ends before the last step, 20"},
+                 {"{\"step\": 10, \"mean\": 99, \"dev\": {}}\n", "log.jsonl: ends before the last step, 20"},
+                 {"{\"step\": 10}\n{\"step\": 20, \"mea", "log.jsonl:2: not JSON"}};
+    double last, first;
+    Error error = {0};
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        make_up_run(SCRATCH "-unit/run", CASES[i].log);
+        CHECK(study_rules(SCRATCH "-unit/run", &last, &first, &error) == -1 && error.exit_code == EXIT_FAILED &&
+                  strstr(error.text, CASES[i].error),
+              "%s", error.text);
+    }
+    make_up_run(SCRATCH "-unit/run", LOG);
+    write_file(SCRATCH "-unit/run/DONE", "{");
+    CHECK(study_rules(SCRATCH "-unit/run", &last, &first, &error) == -1 && strstr(error.text, "run/DONE: not JSON"),
+          "%s", error.text);
 }
 
 static void test_commands_on_checkpoints(void)
@@ -939,8 +961,57 @@ static void test_killed_and_resumed(void)
 
 /* ------------------------------------------------------------------------------------------------------------ errors */
 
+/* What a finished study's files say is checked before it replaces anything: a number from a damaged file would be worse
+ * than none. A file that is no JSON object at all is made again. */
+static void test_damaged_results(void)
+{
+#define EVALUATION "/seed-0/eval/finetune/heldout"
+    static const struct {
+        const char *file, *text, *error; /* error NULL: it is made again */
+    } CASES[] = {
+        {EVALUATION "/predictions/qa.1.jsonl", "{\"processed_output\": \"a\"}\n", "qa.1.jsonl: 1 lines (expected 20)"},
+        {EVALUATION "/predictions/qa.1.jsonl", NULL, "qa.1.jsonl:1: no prediction"},
+        {EVALUATION "/results.json", "{\"norm_avg\": {\"1\": \"a\"}, \"tasks\": []}", "heldout: 1 is not there"},
+        {EVALUATION "/results.json", "{\"norm_avg\": {\"1\": 5}, \"tasks\": []}", "results.json: qa: n is not there"},
+        {EVALUATION "/results.json", "{}", "norm_avg is not there"},
+        {"/seed-0/promot/analysis/align.json", "{\"points\": [1, 2]}", "analysis: step is not there"},
+        {"/seed-0/promot/analysis/align.json", "{}", "points are not there"},
+        {"/seed-0/promot/log.jsonl", "", "log.jsonl: ends before the last step"},
+        {"/seed-0/eval/finetune/target/results.json", "null", NULL},
+        {"/commands.sh", "null", NULL},
+    };
+    char *before;
+    if (!whole()) return;
+    before = read_text(SCRATCH "/whole/results.json");
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        char *path = text_format(SCRATCH "/hurt%s", CASES[i].file), *after, *lines = NULL;
+        int status;
+        CHECK(system("rm -rf " SCRATCH "/hurt; cp -r " SCRATCH "/whole " SCRATCH "/hurt") == 0);
+        for (int line = 0; !CASES[i].text && line < 20; line++) {
+            char *longer = text_format("%s{}\n", lines ? lines : "");
+            free(lines);
+            lines = longer;
+        }
+        write_file(path, CASES[i].text ? CASES[i].text : lines);
+        status = promot("study --quiet --resume --out " SCRATCH "/hurt");
+        if (CASES[i].error)
+            CHECK(status == 1 && error_lines() == 1 && errors_contain(CASES[i].error), "exit %d", status);
+        else
+            CHECK(status == 0, "exit %d", status);
+        after = read_text(SCRATCH "/hurt/results.json");
+        CHECK(strlen(after) > 1000 && (!CASES[i].error || strcmp(before, after) == 0), "%s: results.json has changed",
+              path);
+        free(after);
+        free(lines);
+        free(path);
+    }
+    free(before);
+#undef EVALUATION
+}
+
 static void test_errors(void)
 {
+    struct stat weights;
     int status;
     Error error = {0};
     if (!tiny()) return;
@@ -957,18 +1028,30 @@ static void test_errors(void)
         if (i == 0)
             check_refused("study --model " TINY " --tasks " SCRATCH "/no-nli --out " SCRATCH "/refused",
                           "/no-nli/qa.json: no such description of a task");
-        write_file(description, "{}");
+        write_file(description,
+                   "{\"name\": \"a\", \"template\": \"{a}\", \"target\": \"{b}\", \"metric\": \"accuracy\"}");
+        if (i == 0)
+            check_refused("study --model " TINY " --tasks " SCRATCH "/no-nli --out " SCRATCH "/refused",
+                          "/no-nli/qa: no train split in it");
+        for (size_t split = 0; split < 3; split++) {
+            static const char *const FILES[] = {"train.jsonl", "dev.jsonl", "test.jsonl"};
+            char *path = path_join(directory, FILES[split]);
+            write_file(path, "{\"a\": \"x\", \"b\": \"y\"}\n");
+            free(path);
+        }
         free(description);
         free(directory);
     }
     check_refused("study --model " TINY " --tasks " SCRATCH "/no-nli --out " SCRATCH "/refused", "/no-nli/nli: ");
+    check_refused("study --model " TINY " --model " TINY "/. --tasks " SCRATCH "/tasks --out " SCRATCH "/refused",
+                  " are the same model");
     check_refused("study --seeds -1 --out " SCRATCH "/refused", "--seeds");
     check_refused("study --seeds 1001 --out " SCRATCH "/refused", "--seeds");
     check_refused("study --seeds three --out " SCRATCH "/refused", "--seeds");
     check_refused("study --epochs 3 --out " SCRATCH "/refused", "--epochs");
     CHECK(!run_has("refused", ""), "what is refused leaves nothing behind");
 
-    /* A command that fails. The configuration is read before anything begins, the weights by the commands. */
+    /* A model is read whole before anything begins. */
     fresh_directory(SCRATCH "/damaged");
     CHECK(file_copy(TINY "/config.json", SCRATCH "/damaged/config.json", &error) == 0, "%s", error.text);
     CHECK(file_copy(TINY "/spiece.model", SCRATCH "/damaged/spiece.model", &error) == 0, "%s", error.text);
@@ -976,7 +1059,15 @@ static void test_errors(void)
     status = promot("study --model " SCRATCH "/damaged --tasks " SCRATCH "/tasks --seeds 1 --out " SCRATCH "/failed");
     CHECK(status == 1 && error_lines() == 1 && errors_contain("promot: " SCRATCH "/damaged/model.safetensors: "),
           "exit %d, %d lines", status, error_lines());
-    CHECK(!run_has("failed", "results.json"));
+    CHECK(!run_has("failed", ""));
+
+    /* A command that fails: it cannot write its model. */
+    CHECK(stat(TINY "/model.safetensors", &weights) == 0);
+    status = promot_with(&(Disk){0}, (size_t)weights.st_size / 2,
+                         "study --model " TINY " --tasks " SCRATCH "/tasks --seeds 1 --out " SCRATCH "/failed");
+    CHECK(status == 1 && error_lines() == 1 && errors_contain("promot: " SCRATCH "/failed/seed-0/"),
+          "exit %d, %d lines", status, error_lines());
+    CHECK(run_has("failed", "run.json") && !run_has("failed", "results.json"));
 }
 
 /* A command that a signal ends: the line names its log. */
@@ -987,7 +1078,7 @@ static void test_failed_jobs(void)
     Error error = {0};
     fresh_directory(SCRATCH "-unit/logs");
     CHECK(study_failed(&s, &job, 0x100 * 1, &error) == -1 && error.exit_code == EXIT_FAILED &&
-              strcmp(error.text, SCRATCH "-unit/logs/seed-0.finetune.txt") == 0,
+              strcmp(error.text, SCRATCH "-unit/logs/seed-0.finetune.txt: the command failed") == 0,
           "no log: %s", error.text);
     write_file(SCRATCH "-unit/logs/seed-0.finetune.txt", "warning: odd\npromot: a file: what is wrong\n");
     CHECK(study_failed(&s, &job, 0x100 * 2, &error) == -1 && error.exit_code == EXIT_USAGE &&
@@ -1023,8 +1114,10 @@ static void test_demo_is_found_beside_the_program(void)
     CHECK(finds_demo(".", "promot", "model") && finds_demo(".", "./promot", "tasks"));
     CHECK(finds_demo("build", "../promot", "model") && finds_demo("build/test", "../../promot", "tasks"));
     CHECK(finds_demo("/", program, "model") && finds_demo("/", program, "tasks"));
-    CHECK(!finds_demo("/", "promot", "model") && !finds_demo("build", "../promot", "nothing"));
-    CHECK(!finds_demo("build", "./promot", "model"), "the program is not there");
+    CHECK(!finds_demo("build", "../promot", "nothing") && !finds_demo("/", program, "nothing"));
+#ifdef __linux__
+    CHECK(finds_demo("/", "promot", "model"), "the system knows where a program is that was found through PATH");
+#endif
     free(program);
 }
 
@@ -1069,6 +1162,7 @@ static const Test tests[] = {
     {"places_are_filled", test_places_are_filled},
     {"commands_of_jobs", test_commands_of_jobs},
     {"rules_choose_checkpoints", test_rules_choose_checkpoints},
+    {"rules_on_damaged_runs", test_rules_on_damaged_runs},
     {"commands_on_checkpoints", test_commands_on_checkpoints},
     {"recorded_commands", test_recorded_commands},
     {"plan", test_plan},
@@ -1083,6 +1177,7 @@ static const Test tests[] = {
     {"results_of_a_study", test_results_of_a_study},
     {"outputs_of_a_study", test_outputs_of_a_study},
     {"killed_and_resumed", test_killed_and_resumed},
+    {"damaged_results", test_damaged_results},
     {"errors", test_errors},
     {"demo_is_found_beside_the_program", test_demo_is_found_beside_the_program},
     {"demo_stays_small", test_demo_stays_small},
