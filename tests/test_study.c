@@ -155,6 +155,8 @@ static void test_commands_of_jobs(void)
     s.resumed = true;
     check_ends(command_of(&s, &tuning), "[--out] [out dir/seed-6/finetune] [--resume] ");
     check_ends(command_of(&s, &heldout), "[--out] [out dir/base-2/seed-5/eval/pretrained/heldout] ");
+    s.bf16 = true;
+    check_ends(command_of(&s, &align), "[--dtype] [bf16] [--threads] [1] [--out] [out dir/seed-5/promot/analysis] ");
 }
 
 /* A run as train leaves it, of 20 steps with checkpoints of steps 10 and 20; log: its log.jsonl. */
