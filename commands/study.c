@@ -5,7 +5,7 @@
  * (through PATH, or a link). To be freed. */
 static char *demo_path(const Options *o, const char *name)
 {
-    static const char *const CHECKOUT[] = {".", ".."}; /* from promot, from build/promot */
+    static const char *const CHECKOUT[] = {".", "..", "../.."}; /* from promot, build/promot, build/sanitized/promot */
     char *here = path_join("data/demo", name), *program = NULL, *there = NULL;
     if (path_exists(here)) return here;
 #ifdef __linux__
@@ -13,7 +13,7 @@ static char *demo_path(const Options *o, const char *name)
 #endif
     if (!program) program = realpath(o->program, NULL);
     if (program) *strrchr(program, '/') = '\0';
-    for (int i = 0; program && !there && i < 2; i++) {
+    for (size_t i = 0; program && !there && i < sizeof CHECKOUT / sizeof *CHECKOUT; i++) {
         there = text_format("%s/%s/%s", program, CHECKOUT[i], here);
         if (path_exists(there)) break;
         free(there);
