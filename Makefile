@@ -35,7 +35,7 @@ SANITIZE  = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-om
 
 MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: all demo test test-sanitized setup help clean
+.PHONY: all demo bench test test-sanitized setup help clean
 all: promot
 
 .PHONY: promot
@@ -76,6 +76,16 @@ demo: promot
 	@rm -rf out/demo
 	@./promot study --out out/demo
 
+# How near the machine's limits, and beside PyTorch and CTranslate2 where a Python has them.
+PYTHON   ?= python3
+BENCH    ?=
+bench: promot
+	@mkdir -p out
+	@./promot bench $(BENCH) --out out/bench.json
+	@if $(PYTHON) -c 'import torch, transformers' 2>/dev/null; \
+	then $(PYTHON) tests/bench_pytorch.py --against out/bench.json --out out/bench_pytorch.json; \
+	else echo; echo "Nothing to compare with: $(PYTHON) has no torch and transformers (make bench PYTHON=...)"; fi
+
 $(B)/world: data/demo/world.c data/demo/words.h | setup
 	$(C) $< -o $@
 
@@ -93,6 +103,7 @@ build-tests: $(TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
 help:
 	@echo "make                 build ./promot"
 	@echo "make demo            ProMoT on an embedded small model and task"
+	@echo "make bench           speed, as shares of what the machine can do (BENCH=--quick: the short form)"
 	@echo "make test            build and run all tests"
 	@echo "make test-sanitized  the same tests under the address and undefined-behaviour sanitizers"
 	@echo "make clean           remove what was built"

@@ -48,6 +48,7 @@
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -6803,6 +6804,10 @@ static int run_write_analysis(const Run *run, Error *error)
 #include "commands/study_jobs.c"
 #include "commands/study_results.c"
 #include "commands/study.c"
+#include "commands/bench_measure.c"
+#include "commands/bench_kernels.c"
+#include "commands/bench_steps.c"
+#include "commands/bench.c"
 
 /* --- the program */
 
@@ -6831,6 +6836,8 @@ static const struct {
      "promot pretrain --config config.json --train-vocab 1000 --text text.txt --out run"},
     {"study", FOR_STUDY, command_study, "the paper's claim in miniature, from training to the report",
      "promot study --out study"},
+    {"bench", FOR_BENCH, command_bench, "how fast: kernels, steps and decoding, as shares of what the machine can do",
+     "promot bench --quick"},
 };
 
 static void print_help(void)

@@ -12,8 +12,9 @@ enum {
     FOR_PRETRAIN = 128,
     FOR_ALIGN = 256,
     FOR_STUDY = 512,
-    FOR_ALL = 1023,
-    FOR_MODEL = FOR_ALL & ~FOR_SCORE & ~FOR_STUDY,
+    FOR_BENCH = 1024,
+    FOR_ALL = 2047,
+    FOR_MODEL = FOR_ALL & ~FOR_SCORE & ~FOR_STUDY & ~FOR_BENCH,
     FOR_TRAINING = FOR_TRAIN | FOR_PRETRAIN,
     FOR_DECODING = FOR_GENERATE | FOR_TRAIN | FOR_EVAL
 };
@@ -26,6 +27,13 @@ enum {
     X(TASKS, "tasks", TEXT, NULL, 0, 0, FOR_STUDY, "DIR", "the task files that build/world writes (default: data/demo/tasks)") \
     X(SEEDS, "seeds", WHOLE, "0", 0, 1000, FOR_STUDY, "N", "how many seeds, from --seed on (0: 3, with --full 10)")           \
     X(FULL, "full", FLAG, NULL, 0, 0, FOR_STUDY, NULL, "the paper's controls and the paper's own settings too")              \
+    X(ONLY, "only", TEXT, "kernels,steps,decoding,growth", 0, 0, FOR_BENCH, "A,B", "what is measured, beside the machine's peaks") \
+    X(QUICK, "quick", FLAG, NULL, 0, 0, FOR_BENCH, NULL, "fewer repetitions; no growth and no bf16 unless --only and --dtype ask for them") \
+    X(BENCH_OUT, "out", TEXT, NULL, 0, 0, FOR_BENCH, "FILE", "everything as JSON, beside what is printed")              \
+    X(BENCH_CONFIG, "config", TEXT, NULL, 0, 0, FOR_BENCH, "FILE", "a config.json: its model, with random weights (default: mT5-small, and mT5-base's kernels)") \
+    X(REPEAT, "repeat", WHOLE, "0", 0, 1000, FOR_BENCH, "N", "repetitions of each measurement (0: 7 of a kernel, 3 of a step, 5 of decoding)") \
+    X(BENCH_BATCH, "batch", WHOLE, "8", 1, 1e6, FOR_BENCH, "N", "examples in a batch")                                  \
+    X(BENCH_DTYPE, "dtype", CHOICE, "both", 0, 0, FOR_BENCH, "both|fp32|bf16", "bf16: matrix products of numbers rounded to bf16; both: where the processor can") \
     X(TASK, "task", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "NAME=PATH", "a task and its data; NAME.train=FILE, NAME.dev=FILE, NAME.test=FILE say the splits") \
     X(TASK_FILE, "task-file", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "FILE", "an own task, described in JSON")            \
     X(METHOD, "method", CHOICE, "promot", 0, 0, FOR_TRAIN, "promot|finetune|prompt|joint|random-prompt|lora|promot-lora", "how to train")   \
@@ -33,7 +41,7 @@ enum {
     X(RESUME, "resume", FLAG, NULL, 0, 0, FOR_TRAINING | FOR_STUDY, NULL, "continue a run that was stopped")                           \
     X(PROMPT, "prompt", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "PATH", "a soft prompt: a PEFT directory or a NumPy file; a directory of such, each under its task's name (train: skips stage 1)") \
     X(PROMPT_TASKS, "prompt-tasks", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks that get the prompt or the LoRA (default: all)")     \
-    X(PROMPT_LENGTH, "prompt-length", WHOLE, "100", 1, 10000, FOR_TRAIN | FOR_INFO, "P", "rows of a prompt")               \
+    X(PROMPT_LENGTH, "prompt-length", WHOLE, "100", 1, 10000, FOR_TRAIN | FOR_INFO | FOR_BENCH, "P", "rows of a prompt")               \
     X(PROMPT_INIT, "prompt-init", TEXT, "sampled", 0, 0, FOR_TRAIN, "sampled|uniform|text:…|file:…", "how a prompt begins") \
     X(PROMPT_LR, "prompt-lr", REAL, "0.2", 0, 1e6, FOR_TRAIN, "R", "learning rate of stage 1")                             \
     X(PROMPT_STEPS, "prompt-steps", WHOLE, "5000", 1, 1e12, FOR_TRAIN, "N", "steps of stage 1")                            \
@@ -121,8 +129,8 @@ enum {
     X(METRIC, "metric", TEXT, NULL, 0, 0, FOR_SCORE, "M", "accuracy, trivia-em, trivia-f1, squad-em, squad-f1, bleu, bleu-13a, rouge1, rouge2, rougeL, rougeLsum") \
     X(PREDICTIONS, "predictions", TEXT, NULL, 0, 0, FOR_SCORE, "FILE", "one a line")                                       \
     X(REFERENCES, "references", TEXT, NULL, 0, 0, FOR_SCORE, "FILE", "one a line, or .jsonl: a list of accepted ones a line") \
-    X(INPUT_LENGTH, "input-length", WHOLE, "512", 1, 1e6, FOR_INFO | FOR_PRETRAIN, "N", "ids of an input")                 \
-    X(TARGET_LENGTH, "target-length", WHOLE, "64", 1, 1e6, FOR_INFO, "N", "ids of a target")                               \
+    X(INPUT_LENGTH, "input-length", WHOLE, "512", 1, 1e6, FOR_INFO | FOR_PRETRAIN | FOR_BENCH, "N", "ids of an input")                 \
+    X(TARGET_LENGTH, "target-length", WHOLE, "64", 1, 1e6, FOR_INFO | FOR_BENCH, "N", "ids of a target")                               \
     X(CONFIG, "config", TEXT, NULL, 0, 0, FOR_PRETRAIN, "FILE", "a new model of this config.json, instead of --model")     \
     X(TOKENIZER, "tokenizer", TEXT, NULL, 0, 0, FOR_PRETRAIN, "FILE", "the new model's spiece.model")                      \
     X(TRAIN_VOCAB, "train-vocab", WHOLE, "0", 0, 1e6, FOR_PRETRAIN, "N", "train the new model's vocabulary, of N pieces, on the text") \
@@ -132,7 +140,7 @@ enum {
     X(ANSWER_SHARE, "answer-share", REAL, "0.88", 0, 1, FOR_PRETRAIN, "R", "share of documents with answers that hide answers, not random spans") \
     X(THREADS, "threads", WHOLE, "0", 0, 4096, FOR_ALL, "N", "threads (0: one for each core)")                             \
     X(SEED, "seed", WHOLE, "0", 0, 9e15, FOR_ALL, "N", "of everything that is drawn")                                      \
-    X(DTYPE, "dtype", CHOICE, "fp32", 0, 0, FOR_ALL, "fp32|bf16", "bf16: matrix products of numbers rounded to bf16")      \
+    X(DTYPE, "dtype", CHOICE, "fp32", 0, 0, FOR_ALL & ~FOR_BENCH, "fp32|bf16", "bf16: matrix products of numbers rounded to bf16")      \
     X(JSON, "json", FLAG, NULL, 0, 0, FOR_ALL, NULL, "results as one JSON object")                                         \
     X(QUIET, "quiet", FLAG, NULL, 0, 0, FOR_ALL, NULL, "no progress, no warnings")                                         \
     X(HELP, "help", FLAG, NULL, 0, 0, FOR_ALL, NULL, "this text")

@@ -1,57 +1,249 @@
 #!/usr/bin/env python3
-"""Times one PyTorch training step, for comparison with the "seconds" of a promot log on the same machine and model.
+"""The steps and the decoding of `promot bench` with PyTorch and CTranslate2, for comparison on the same machine.
 
-    python tests/bench_pytorch.py MODEL [--method finetune|prompt|promot] [--batch 8] [--input 512] [--target 64]
-                                        [--prompt 100] [--threads 2] [--steps 3] [--dtype float32|bfloat16]
+    python tests/bench_pytorch.py --against bench.json [--out FILE]        what `promot bench --out bench.json` measured
+    python tests/bench_pytorch.py [--model DIR] [--method finetune|prompt|promot] [--dtype float32|bfloat16] …  one step
 
-The model is transformers', the optimizer its Adafactor (promot's defaults: parameter scaling for the model, none for a
-prompt). Every row has the full length, so nothing is padding. Prints the seconds of each step and the peak memory.
-Needs torch and transformers."""
+The model is transformers' (eager attention), of random weights unless a directory is given; the optimizer its Adafactor,
+with promot's settings (parameter scaling for the model, none for a prompt). PyTorch pads, so a batch of real lengths is
+compared with the batch that is padded to its longest. CTranslate2 decodes the same model in fp32 and int8, where it is
+installed. Each measurement is a process of its own, so that its peak memory is its own; one repetition warms up, the
+median of the others counts. Needs torch and transformers."""
 import argparse
+import importlib.util
+import json
+import os
 import resource
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 
-import torch
-from transformers import AutoModelForSeq2SeqLM
-from transformers.optimization import Adafactor
+MT5_SMALL = dict(model_type="mt5", vocab_size=250112, d_model=512, d_kv=64, d_ff=1024, num_heads=6, num_layers=8)
+METHODS = {"fine-tuning": "finetune", "prompt tuning": "prompt", "ProMoT stage 2": "promot"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("model")
-parser.add_argument("--method", default="finetune", choices=["finetune", "prompt", "promot"])
-parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-for name, value in (("batch", 8), ("input", 512), ("target", 64), ("prompt", 100), ("threads", 2), ("steps", 3)):
-    parser.add_argument("--" + name, type=int, default=value)
-args = parser.parse_args()
 
-torch.set_num_threads(args.threads)
-torch.manual_seed(0)
-model = AutoModelForSeq2SeqLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype), attn_implementation="eager")
-model.train()
-vocabulary, width = model.get_input_embeddings().weight.shape
-inputs = torch.randint(3, 32000, (args.batch, args.input))
-labels = torch.randint(3, 32000, (args.batch, args.target))
-prompt = torch.nn.Parameter(model.get_input_embeddings().weight[:args.prompt].detach().clone())
-for parameter in model.parameters():
-    parameter.requires_grad_(args.method != "prompt")
-prompt.requires_grad_(args.method == "prompt")
-trained = [prompt] if args.method == "prompt" else list(model.parameters())
-optimizer = Adafactor(trained, lr=0.2 if args.method == "prompt" else 1e-3, relative_step=False, warmup_init=False,
-                      scale_parameter=args.method != "prompt")
+def make_model(args):
+    import torch
+    import transformers
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    if args.model:
+        return transformers.AutoModelForSeq2SeqLM.from_pretrained(args.model, dtype=dtype, attn_implementation="eager")
+    values = dict(args.config)
+    kind = transformers.MT5Config if values.pop("model_type", "mt5") == "mt5" else transformers.T5Config
+    config = kind(**{"decoder_start_token_id": 0, "tie_word_embeddings": False, **values})
+    config._attn_implementation = "eager"
+    return transformers.AutoModelForSeq2SeqLM.from_config(config).to(dtype)
 
-for step in range(args.steps):
-    begun = time.time()
-    optimizer.zero_grad(set_to_none=True)
-    if args.method == "finetune":
-        loss = model(input_ids=inputs, labels=labels).loss
+
+def random_ids(count, length, vocabulary):
+    import torch
+    return torch.randint(3, min(32000, vocabulary), (count, length))
+
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measured(run, repeats):
+    run()
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begun)
+    return {"seconds": statistics.median(seconds), "fastest": min(seconds), "peak_bytes": peak_bytes()}
+
+
+def measure_step(args):
+    """One training step: forward, backward, Adafactor."""
+    import torch
+    from transformers.optimization import Adafactor
+    model = make_model(args).train()
+    vocabulary, _ = model.get_input_embeddings().weight.shape
+    inputs = random_ids(args.batch, args.input, vocabulary)
+    labels = random_ids(args.batch, args.target, vocabulary)
+    prompt = torch.nn.Parameter(model.get_input_embeddings().weight[:args.prompt].detach().clone())
+    for parameter in model.parameters():
+        parameter.requires_grad_(args.method != "prompt")
+    prompt.requires_grad_(args.method == "prompt")
+    trained = [prompt] if args.method == "prompt" else list(model.parameters())
+    optimizer = Adafactor(trained, lr=0.2 if args.method == "prompt" else 1e-3, relative_step=False,
+                          warmup_init=False, scale_parameter=args.method != "prompt")
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        if args.method == "finetune":
+            loss = model(input_ids=inputs, labels=labels).loss
+        else:
+            embedded = model.get_input_embeddings()(inputs)
+            attached = torch.cat([prompt[None].expand(args.batch, -1, -1).to(embedded.dtype), embedded], 1)
+            loss = model(inputs_embeds=attached, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+
+    return measured(step, args.repeat)
+
+
+def measure_decoding(args):
+    """PyTorch: generate, with as many new tokens as promot."""
+    import torch
+    model = make_model(args).eval()
+    inputs = random_ids(args.batch, args.input, model.config.vocab_size)
+
+    def decode():
+        with torch.inference_mode():
+            model.generate(inputs, num_beams=args.beams, do_sample=False, min_new_tokens=args.output,
+                           max_new_tokens=args.output)
+
+    result = measured(decode, args.repeat)
+    return {**result, "tokens_per_second": args.batch * args.output / result["seconds"]}
+
+
+def convert(args):
+    """Writes the random model for CTranslate2. Its vocabulary is made up: a word is the number of its id."""
+    from ctranslate2.converters import TransformersConverter
+    model = make_model(args)
+    words = ["<pad>", "</s>", "<unk>"] + ["w%d" % i for i in range(3, model.config.vocab_size)]
+
+    class Vocabulary:
+        pad_token, eos_token, unk_token = words[:3]
+
+        def get_vocab(self):
+            return {word: i for i, word in enumerate(words)}
+
+        def convert_ids_to_tokens(self, i):
+            return words[i]
+
+    class Converter(TransformersConverter):
+        def load_model(self, *_, **__):
+            return model
+
+        def load_tokenizer(self, *_, **__):
+            return Vocabulary()
+
+    model.config.save_pretrained(args.directory)
+    Converter(args.directory).convert(os.path.join(args.directory, "ctranslate2"), force=True)
+    return {}
+
+
+def measure_ctranslate2(args):
+    import random
+    import ctranslate2
+    random.seed(0)
+    translator = ctranslate2.Translator(os.path.join(args.directory, "ctranslate2"), compute_type=args.dtype,
+                                        intra_threads=args.threads)
+    last = min(32000, args.config["vocab_size"]) - 1
+    inputs = [["w%d" % random.randint(3, last) for _ in range(args.input)] for _ in range(args.batch)]
+    result = measured(lambda: translator.translate_batch(inputs, beam_size=args.beams, max_decoding_length=args.output,
+                                                         min_decoding_length=args.output), args.repeat)
+    return {**result, "tokens_per_second": args.batch * args.output / result["seconds"]}
+
+
+MEASURES = {"step": measure_step, "decoding": measure_decoding, "convert": convert, "ctranslate2": measure_ctranslate2}
+
+
+def apart(what, settings):
+    """Runs a measurement in a process of its own; None when it fails, which is told."""
+    call = [sys.executable, __file__, "--measure", what, "--settings", json.dumps(settings)]
+    done = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    print("%s failed: %s" % (what, (done.stderr.strip() or "killed").splitlines()[-1]), file=sys.stderr)
+    return None
+
+
+def cases_of(report, args, directory):
+    """(label, promot's row, program, measure, settings) of everything that promot measured on all threads."""
+    threads = report["machine"]["threads"]
+    common = {"config": report["config"], "threads": threads, "repeat": args.repeat, "directory": directory}
+    steps = report.get("steps", [])
+    padded = [row for row in steps if row["lengths"] == "padded"]
+    for row in steps:
+        if row["threads"] != threads or row["lengths"] == "padded" or (row["lengths"] == "real" and not padded):
+            continue
+        sizes = {name: int(row[name]) for name in ("batch", "input", "target", "prompt")}
+        label = "%s, %s" % (row["step"], row["dtype"])
+        if row["lengths"] == "real":
+            sizes["input"] = int(padded[0]["source_rows"]) // sizes["batch"]
+            sizes["target"] = int(padded[0]["target_rows"]) // sizes["batch"]
+            label += ", real lengths"
+        yield label, row, "PyTorch", "step", {**common, **sizes, "method": METHODS[row["step"]],
+                                              "dtype": DTYPES[row["dtype"]]}
+    for row in report.get("decoding", []):
+        sizes = {name: int(row[name]) for name in ("batch", "input", "output", "beams")}
+        label = "%s, batch %d" % (row["decoding"], sizes["batch"])
+        yield (label + ", " + row["dtype"], row, "PyTorch", "decoding",
+               {**common, **sizes, "dtype": DTYPES[row["dtype"]]})
+        if row["dtype"] == "fp32" and importlib.util.find_spec("ctranslate2"):
+            for dtype in ("float32", "int8"):
+                yield (label + ", fp32", row, "CTranslate2 " + dtype, "ctranslate2",
+                       {**common, **sizes, "dtype": dtype})
+
+
+def compare(report, args):
+    rows = []
+    print("\n%-38s %9s %-20s %9s %7s %10s %9s" % ("seconds; peak memory in GB", "promot", "other", "seconds", "ratio",
+                                                 "promot GB", "other GB"))
+    with tempfile.TemporaryDirectory() as directory:
+        converted = False
+        for label, ours, program, what, settings in cases_of(report, args, directory):
+            if what == "ctranslate2" and not converted:
+                converted = apart("convert", {**settings, "dtype": "float32"}) is not None
+                if not converted:
+                    continue
+            theirs = apart(what, settings)
+            if theirs is None:
+                continue
+            ratio = theirs["seconds"] / ours["seconds"]
+            rows.append({"what": label, "program": program, "promot_seconds": ours["seconds"],
+                         "promot_peak_bytes": ours["peak_bytes"], "ratio": ratio,
+                         "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"], **theirs})
+            print("%-38s %9.3f %-20s %9.3f %6.2fx %10.2f %9.2f" % (
+                label, ours["seconds"], program, theirs["seconds"], ratio, ours["peak_bytes"] / 1e9,
+                theirs["peak_bytes"] / 1e9), flush=True)
+    return rows
+
+
+def versions():
+    found = {}
+    for name in ("torch", "transformers", "ctranslate2"):
+        if importlib.util.find_spec(name):
+            found[name] = __import__(name).__version__
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", help="the JSON of promot bench --out: everything in it that others can do")
+    parser.add_argument("--out", help="the comparison as JSON")
+    parser.add_argument("--model")
+    parser.add_argument("--method", default="finetune", choices=["finetune", "prompt", "promot"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    for name, value in (("batch", 8), ("input", 512), ("target", 64), ("prompt", 100), ("threads", os.cpu_count()),
+                        ("repeat", 2)):
+        parser.add_argument("--" + name, type=int, default=value)
+    parser.add_argument("--measure", choices=sorted(MEASURES), help=argparse.SUPPRESS)
+    parser.add_argument("--settings", default="{}", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.config = MT5_SMALL
+    if args.measure:
+        vars(args).update(json.loads(args.settings))
+        print(json.dumps(MEASURES[args.measure](args)))
+    elif args.against:
+        with open(args.against) as file:
+            rows = compare(json.load(file), args)
+        if args.out:
+            with open(args.out, "w") as file:
+                json.dump({"versions": versions(), "rows": rows}, file, indent=1)
     else:
-        embedded = model.get_input_embeddings()(inputs)
-        attached = torch.cat([prompt[None].expand(args.batch, -1, -1).to(embedded.dtype), embedded], 1)
-        loss = model(inputs_embeds=attached, labels=labels).loss
-    forward = time.time()
-    loss.backward()
-    backward = time.time()
-    optimizer.step()
-    now = time.time()
-    print(f"step {step + 1}: {now - begun:.3f} s (forward {forward - begun:.3f}, backward {backward - forward:.3f}, "
-          f"optimizer {now - backward:.3f})  loss {loss.item():.4f}", flush=True)
-print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
+        result = measure_step(args)
+        print("%.3f s a step, peak memory %.2f GB" % (result["seconds"], result["peak_bytes"] / 1e9))
+
+
+if __name__ == "__main__":
+    main()
