@@ -826,15 +826,15 @@ void scale_forward(Device *dev, act_t *x, float factor, size_t n)
  *     sum of y^2 = mean * sum over j of W_j / column_j,      W_j = sum over i of g_ij^2 / row_i,
  *
  * where row_i is final as soon as row i of g has been read. So one pass over g makes all statistics and a second one
- * applies them. The same passes over the touched rows alone update an embedding: an untouched row has G = epsilon1 and
- * y = 0. */
+ * applies them; and since that leaves every row of p in the nearest cache, it sums the row's squares for the next
+ * update's RMS(p), which then need not be read from p. The same passes over the touched rows alone update an embedding:
+ * an untouched row has G = epsilon1 and y = 0. */
 typedef struct {
     weight_t *p;
     const stat_t *g;
     const int32_t *index; /* row k of g belongs to row index[k] of p; NULL: to row k */
     size_t n;             /* rows of g */
     const SecondMoment *moment;
-    stat_t *row_squares; /* of every row of p, or NULL */
     size_t rows, columns;
     const AdafactorStep *step;
 } FactoredUpdate;
@@ -845,24 +845,39 @@ static size_t touched_row(const FactoredUpdate *u, size_t k)
 }
 
 /* The first pass over rows [first, last) of g. `row` comes as (1 - alpha) row + alpha epsilon1 and is finished here;
- * squares[j] (+=) sum of g_ij^2, weighted[j] (+=) sum of g_ij^2 / row_i. Returns the sum of p^2 where nobody keeps it.
- */
+ * squares[j] (+=) sum of g_ij^2, weighted[j] (+=) sum of g_ij^2 / row_i. Returns the sum of p^2 of these rows.
+ *
+ * The sum of a row and its inverse are a long chain of operations, each waiting for the one before it, and while the
+ * second loop waits for them nothing is fetched. So a few rows go together: their chains run side by side, and the
+ * sums over columns stay in registers for all of them. */
 static double factored_statistics(const FactoredUpdate *u, size_t first, size_t last, stat_t *squares, stat_t *weighted)
 {
-    const bool measure = u->step->scale_by_parameter && !u->row_squares;
+    enum { TOGETHER = 8 };
+    const stat_t *known = u->moment->row_squares;
     double parameter_squares = 0;
-    for (size_t k = first; k < last; k++) {
+    for (size_t k = first; k < last; k += TOGETHER) {
         const stat_t *g = u->g + k * u->columns;
-        const size_t row = touched_row(u, k);
-        u->moment->row[row] += (stat_t)(u->step->alpha * (double)sum_of_squares(g, u->columns) / (double)u->columns);
-        const stat_t inverse = 1 / u->moment->row[row];
-#pragma omp simd
-        for (size_t j = 0; j < u->columns; j++) {
-            const stat_t square = g[j] * g[j];
-            squares[j] += square;
-            weighted[j] += square * inverse;
+        const size_t n = min_size(TOGETHER, last - k);
+        stat_t inverse[TOGETHER];
+        for (size_t i = 0; i < n; i++) {
+            const size_t row = touched_row(u, k + i);
+            const double sum = (double)sum_of_squares(g + i * u->columns, u->columns);
+            u->moment->row[row] += (stat_t)(u->step->alpha * sum / (double)u->columns);
+            inverse[i] = 1 / u->moment->row[row];
+            if (u->step->scale_by_parameter)
+                parameter_squares += (double)(known ? known[row] : sum_of_squares(u->p + row * u->columns, u->columns));
         }
-        if (measure) parameter_squares += (double)sum_of_squares(u->p + row * u->columns, u->columns);
+        for (size_t j = 0; j < u->columns; j += LANES) {
+            const size_t some = u->columns - j;
+            vec_t square_sum = vec_load_some(squares + j, some, 0), weighted_sum = vec_load_some(weighted + j, some, 0);
+            for (size_t i = 0; i < n; i++) {
+                const vec_t v = vec_load_some(g + i * u->columns + j, some, 0), square = v * v;
+                square_sum += square;
+                weighted_sum += square * inverse[i];
+            }
+            vec_store_some(squares + j, some, square_sum);
+            vec_store_some(weighted + j, some, weighted_sum);
+        }
     }
     return parameter_squares;
 }
@@ -875,9 +890,15 @@ static void factored_apply(const FactoredUpdate *u, size_t k, const stat_t *colu
     weight_t *p = u->p + row * u->columns;
     const real_t keep = (real_t)(1 - u->step->weight_decay);
     const real_t factor = (real_t)(scale / sqrt((double)u->moment->row[row]));
-#pragma omp simd
-    for (size_t j = 0; j < u->columns; j++) p[j] = keep * p[j] - factor * (g[j] * column_factor[j]);
-    if (u->row_squares) u->row_squares[row] = sum_of_squares(p, u->columns);
+    vec_t squares = {0}; /* lane by lane as sum_of_squares has them */
+    for (size_t j = 0; j < u->columns; j += LANES) {
+        const size_t some = u->columns - j;
+        const vec_t update = vec_load_some(g + j, some, 0) * vec_load_some(column_factor + j, some, 0);
+        const vec_t next = keep * vec_load_some(p + j, some, 0) - factor * update;
+        vec_store_some(p + j, some, next);
+        squares += next * next;
+    }
+    if (u->moment->row_squares) u->moment->row_squares[row] = sum_lanes(squares);
 }
 
 static double sum_in_double(const stat_t *x, size_t n)
@@ -933,8 +954,8 @@ static void factored_update(Device *dev, const FactoredUpdate *u)
     }
 
     const double mean = columns <= rows ? mean_of(column, columns) : mean_of(row, rows);
-    double p2 = u->row_squares ? sum_in_double(u->row_squares, rows) : 0, y2 = 0;
-    for (size_t b = 0; b < blocks; b++) p2 += parameter_squares[b];
+    double p2 = u->index ? sum_in_double(u->moment->row_squares, rows) : 0, y2 = 0;
+    for (size_t b = 0; !u->index && b < blocks; b++) p2 += parameter_squares[b];
     for (size_t j = 0; j < columns; j++) {
         y2 += (double)weighted[j] * mean / (double)column[j];
         column_factor[j] = (stat_t)sqrt(mean / (double)column[j]);
@@ -971,7 +992,7 @@ static void whole_update(Device *dev, weight_t *p, const stat_t *g, stat_t *v, s
 void adafactor_update(Device *dev, weight_t *p, const stat_t *g, const SecondMoment *moment, size_t rows,
                       size_t columns, const AdafactorStep *step)
 {
-    const FactoredUpdate update = {p, g, NULL, rows, moment, NULL, rows, columns, step};
+    const FactoredUpdate update = {p, g, NULL, rows, moment, rows, columns, step};
     if (moment->whole)
         whole_update(dev, p, g, moment->whole, rows * columns, step);
     else
@@ -979,10 +1000,9 @@ void adafactor_update(Device *dev, weight_t *p, const stat_t *g, const SecondMom
 }
 
 void adafactor_update_rows(Device *dev, weight_t *p, const stat_t *g, const int32_t *index, size_t n,
-                           const SecondMoment *moment, stat_t *row_squares, size_t rows, size_t columns,
-                           const AdafactorStep *step)
+                           const SecondMoment *moment, size_t rows, size_t columns, const AdafactorStep *step)
 {
-    const FactoredUpdate update = {p, g, index, n, moment, row_squares, rows, columns, step};
+    const FactoredUpdate update = {p, g, index, n, moment, rows, columns, step};
     factored_update(dev, &update);
 }
 
@@ -4025,7 +4045,9 @@ typedef struct {
                               target in turn; all NULL for what is not trained */
     stat_t *memory;        /* all moments */
     size_t size;           /* of memory, in elements: what a saved state holds */
-    stat_t *row_squares;   /* [V] or NULL: for the embedding's update by rows */
+    stat_t *row_squares;   /* of all factored weights of the model, one after another */
+    size_t n_row_squares;
+    bool embedding_by_rows;
     AdafactorSettings model_settings, prompt_settings, lora_settings;
     AdafactorStep model_step, prompt_step, lora_step; /* of the running step */
     const Batch *batch;                               /* of the running step: which embedding rows have a gradient */
@@ -4086,10 +4108,13 @@ static SecondMoment moment_layout(stat_t *memory, size_t *size, size_t rows, siz
 static void moments_layout(Adafactor *a, const Prompts *prompts)
 {
     const Model *model = a->model;
-    a->size = 0;
+    a->size = a->n_row_squares = 0;
     for (size_t i = 0; a->trains_model && i < model->n_tensors; i++) {
         const Tensor *t = &model->tensors[i];
         a->moments[i] = moment_layout(a->memory, &a->size, t->rows, t->columns, t->is_vector);
+        if (!is_factored(t->rows, t->columns, t->is_vector)) continue;
+        if (a->row_squares) a->moments[i].row_squares = a->row_squares + a->n_row_squares;
+        a->n_row_squares += t->rows;
     }
     for (size_t i = 0; a->trains_prompts && i < prompts->count; i++)
         a->moments[model->n_tensors + i] =
@@ -4117,13 +4142,27 @@ static void adafactor_free(Adafactor *a)
     memset(a, 0, sizeof *a);
 }
 
+/* The sums of squares of the weights as they are now: of a LoRA's target, its W0. The updates keep them, so this is for
+ * weights that came from elsewhere. */
+static void adafactor_measure_weights(const Adafactor *a)
+{
+    const Model *model = a->model;
+    for (size_t i = 0; a->trains_model && i < model->n_tensors; i++) {
+        const Tensor *t = &model->tensors[i];
+        const LoraTarget *target = lora_target(model->lora, t);
+        if (a->moments[i].row_squares)
+            rows_sum_of_squares(model->dev, a->moments[i].row_squares, target ? target->base : t->data, t->rows,
+                                t->columns);
+    }
+}
+
 /* Fresh moments, all zero. Settings NULL: the model, the prompts, or the model's LoRA, are not trained. */
 static int adafactor_create(Adafactor *a, const Model *model, const Prompts *prompts,
                             const AdafactorSettings *model_settings, const AdafactorSettings *prompt_settings,
                             const AdafactorSettings *lora_settings, Error *error)
 {
-    bool by_rows = model_settings && embedding_by_rows(model, model_settings);
     *a = (Adafactor){.model = model,
+                     .embedding_by_rows = model_settings && embedding_by_rows(model, model_settings),
                      .trains_model = model_settings != NULL,
                      .trains_prompts = prompt_settings != NULL,
                      .trains_lora = lora_settings != NULL};
@@ -4132,18 +4171,16 @@ static int adafactor_create(Adafactor *a, const Model *model, const Prompts *pro
                    sizeof *a->moments);
     moments_layout(a, prompts);
     a->memory = device_alloc(max_size(1, a->size) * sizeof *a->memory);
-    if (a->memory && by_rows) a->row_squares = device_alloc(model->shared->rows * sizeof *a->row_squares);
-    if (!a->memory || (by_rows && !a->row_squares)) {
+    a->row_squares = device_alloc(max_size(1, a->n_row_squares) * sizeof *a->row_squares);
+    if (!a->memory || !a->row_squares) {
         error_set(error, EXIT_FAILED, "memory: no room for Adafactor's moments (%.1f MB)",
-                  (double)(a->size * sizeof *a->memory) / 1e6);
+                  (double)((a->size + a->n_row_squares) * sizeof *a->memory) / 1e6);
         adafactor_free(a);
         return -1;
     }
     device_clear(model->dev, a->memory, a->size * sizeof *a->memory);
     moments_layout(a, prompts);
-    if (a->row_squares)
-        rows_sum_of_squares(model->dev, a->row_squares, model->shared->data, model->shared->rows,
-                            model->shared->columns);
+    adafactor_measure_weights(a);
     if (model_settings) a->model_settings = *model_settings;
     if (prompt_settings) a->prompt_settings = *prompt_settings;
     if (lora_settings) a->lora_settings = *lora_settings;
@@ -4172,7 +4209,7 @@ static void adafactor_update_tensor(void *context, const Tensor *tensor, const s
         lora_merge_target(model, target);
     } else if (tensor == model->shared && a->batch->touched)
         adafactor_update_rows(model->dev, tensor->data, gradient, a->batch->touched, a->batch->n_touched, moment,
-                              a->row_squares, tensor->rows, tensor->columns, &a->model_step);
+                              tensor->rows, tensor->columns, &a->model_step);
     else
         adafactor_update(model->dev, tensor->data, gradient, moment, tensor->rows, tensor->columns, &a->model_step);
 }
@@ -5451,7 +5488,7 @@ static int trainer_make_room(Trainer *t, const Model *model, const Prompts *prom
     device_free(t->gradient_memory);
     t->gradient_memory = NULL;
     t->plan.n_touched =
-        t->adafactor.row_squares ? min_size(n_touched, model->config.vocab_size) : model->config.vocab_size;
+        t->adafactor.embedding_by_rows ? min_size(n_touched, model->config.vocab_size) : model->config.vocab_size;
     if (gradients_create(&t->grads, &t->gradient_memory, model, &t->plan,
                          prompts ? prompts->count * prompts->length : 0, error))
         return -1;
@@ -5492,7 +5529,7 @@ static int train_step(Trainer *t, const Model *model, const Prompts *prompts, co
     size_t n_touched = 0;
     int32_t *touched = NULL;
     int status = 0;
-    bool by_rows = t->adafactor.row_squares != NULL;
+    bool by_rows = t->adafactor.embedding_by_rows;
     memset(result, 0, sizeof *result);
     if (by_rows) touched = touched_ids(&model->config, examples, count, &n_touched);
     if (n_touched > t->plan.n_touched) status = trainer_make_room(t, model, prompts, n_touched + n_touched / 4, error);
@@ -5544,14 +5581,18 @@ static double forward_flops(const T5Config *c, const TokenExample *examples, siz
     return sum;
 }
 
-/* Elements of the model's second moments, which are as many as its weights where no side reaches 128. */
+/* Elements of the model's second moments, which are as many as its weights where no side reaches 128, and of the sums
+ * of squares of its factored rows. */
 static size_t model_moments(const T5Config *c)
 {
     Model model = {.config = *c};
     size_t size = 0;
     table_build(&model);
-    for (size_t i = 0; i < model.n_tensors; i++)
-        moment_layout(NULL, &size, model.tensors[i].rows, model.tensors[i].columns, model.tensors[i].is_vector);
+    for (size_t i = 0; i < model.n_tensors; i++) {
+        const Tensor *t = &model.tensors[i];
+        moment_layout(NULL, &size, t->rows, t->columns, t->is_vector);
+        if (is_factored(t->rows, t->columns, t->is_vector)) size += t->rows;
+    }
     table_free(&model);
     return size;
 }
@@ -5567,7 +5608,7 @@ static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_promp
                          .prompts = trains_prompts,
                          .keep = keep,
                          .n_touched = by_rows ? min_size(all_rows, c->vocab_size) : c->vocab_size};
-    size_t moments = trains_model ? model_moments(c) + (by_rows ? c->vocab_size : 0) : 0;
+    size_t moments = trains_model ? model_moments(c) : 0;
     Arena arena = {0};
     Gradients grads;
     gradients_layout(&arena, &grads, c, n_weights, &plan, n_prompt_rows);
@@ -6199,9 +6240,7 @@ static int run_stage(Run *run, bool restore, Error *error)
     path = run_file(run, "checkpoints/state.safetensors");
     status = restore && run->step > 0 ? state_read(run, path, false, &trainer.adafactor, error) : 0;
     free(path);
-    if (!status && trainer.adafactor.row_squares) /* of the weights as they are now */
-        rows_sum_of_squares(run->model->dev, trainer.adafactor.row_squares, run->model->shared->data,
-                            run->model->shared->rows, run->model->shared->columns);
+    if (!status) adafactor_measure_weights(&trainer.adafactor);
     if (!status && run->step == 0 && probe_is_due(run, true)) status = run_probe(run, &progress, error);
     while (!status && run->step < stage->steps) {
         bool checkpoint;

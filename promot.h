@@ -121,6 +121,8 @@ typedef struct {
 typedef struct {
     stat_t *row, *column; /* factored: row[i] over the columns of row i, column[j] over the rows; else NULL */
     stat_t *whole;        /* not factored: [rows, columns]; else NULL */
+    stat_t *row_squares;  /* factored: [rows] sum of squares of every row of p itself, kept up to date by the updates
+                             (see rows_sum_of_squares); NULL: each update reads all of p for them */
 } SecondMoment;
 
 /* ================================================================================================================
@@ -200,11 +202,10 @@ void scale_forward(Device *dev, act_t *x, float factor, size_t n); /* in place: 
 void adafactor_update(Device *dev, weight_t *p, const stat_t *g, const SecondMoment *moment, size_t rows,
                       size_t columns, const AdafactorStep *step);
 /* The same result as adafactor_update on a whole embedding, from the gradient of its touched rows only: g [n, columns]
- * belongs to rows index[n] (ascending, each once), all other rows have gradient 0. row_squares [rows] holds every row's
- * sum of squares and is kept up to date (see rows_sum_of_squares). Only without weight decay, and factored. */
+ * belongs to rows index[n] (ascending, each once), all other rows have gradient 0. Only without weight decay, factored,
+ * and with row_squares. */
 void adafactor_update_rows(Device *dev, weight_t *p, const stat_t *g, const int32_t *index, size_t n,
-                           const SecondMoment *moment, stat_t *row_squares, size_t rows, size_t columns,
-                           const AdafactorStep *step);
+                           const SecondMoment *moment, size_t rows, size_t columns, const AdafactorStep *step);
 void rows_sum_of_squares(Device *dev, stat_t *out, const weight_t *x, size_t rows, size_t columns); /* out [rows] (=) */
 
 /* --- measuring. The sums run in double, in a fixed order. */

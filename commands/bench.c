@@ -151,18 +151,19 @@ static double percent(double share)
 
 static void show_peak(const cJSON *row)
 {
-    printf("%-8s %7.0f %10.1f %-8s %5.0f\n", text_in(row, "peak"), number_in(row, "threads"),
-           number_in(row, "rate") / 1e9, strcmp(text_in(row, "unit"), "B/s") == 0 ? "GB/s" : "GFLOP/s",
-           percent(number_in(row, "spread")));
+    printf("%-8s %7.0f %10.1f %-8s %5.0f\n", text_in(row, "peak"), record_number(row, "threads"),
+           record_number(row, "rate") / 1e9, strcmp(text_in(row, "unit"), "B/s") == 0 ? "GB/s" : "GFLOP/s",
+           percent(record_number(row, "spread")));
 }
 
 static void show_kernel(const cJSON *row)
 {
     const cJSON *in_cache = cJSON_GetObjectItemCaseSensitive(row, "in_cache");
     printf("%-24s %-22s %-5s %8.3f %8.2f %9.3f %4.0f %8.1f %6.1f %4.0f %% %s%s\n", text_in(row, "kernel"),
-           text_in(row, "shape"), text_in(row, "dtype"), number_in(row, "flops") / 1e9, number_in(row, "bytes") / 1e6,
-           1e3 * number_in(row, "seconds"), percent(number_in(row, "spread")), number_in(row, "flops_per_second") / 1e9,
-           number_in(row, "bytes_per_second") / 1e9, percent(number_in(row, "share")), text_in(row, "bound"),
+           text_in(row, "shape"), text_in(row, "dtype"), record_number(row, "flops") / 1e9,
+           record_number(row, "bytes") / 1e6, 1e3 * record_number(row, "seconds"),
+           percent(record_number(row, "spread")), record_number(row, "flops_per_second") / 1e9,
+           record_number(row, "bytes_per_second") / 1e9, percent(record_number(row, "share")), text_in(row, "bound"),
            cJSON_IsTrue(in_cache) ? ", from cache" : "");
 }
 
@@ -170,31 +171,33 @@ static void show_step(const cJSON *row)
 {
     char shape[64];
     if (strcmp(text_in(row, "lengths"), "even") == 0)
-        snprintf(shape, sizeof shape, "%.0f x %.0f / %.0f", number_in(row, "batch"), number_in(row, "input"),
-                 number_in(row, "target"));
+        snprintf(shape, sizeof shape, "%.0f x %.0f / %.0f", record_number(row, "batch"), record_number(row, "input"),
+                 record_number(row, "target"));
     else
-        snprintf(shape, sizeof shape, "%.0f, %s lengths", number_in(row, "batch"), text_in(row, "lengths"));
+        snprintf(shape, sizeof shape, "%.0f, %s lengths", record_number(row, "batch"), text_in(row, "lengths"));
     printf("%-15s %-20s %-5s %7.0f %8.3f %4.0f %9.0f %8.1f %5.0f %% %8.2f %8.2f %8.2f\n", text_in(row, "step"), shape,
-           text_in(row, "dtype"), number_in(row, "threads"), number_in(row, "seconds"),
-           percent(number_in(row, "spread")), number_in(row, "tokens_per_second"),
-           number_in(row, "flops_per_second") / 1e9, percent(number_in(row, "share")),
-           number_in(row, "peak_bytes") / 1e9, number_in(row, "foretold_bytes") / 1e9,
-           number_in(row, "grown_bytes") / 1e9);
+           text_in(row, "dtype"), record_number(row, "threads"), record_number(row, "seconds"),
+           percent(record_number(row, "spread")), record_number(row, "tokens_per_second"),
+           record_number(row, "flops_per_second") / 1e9, percent(record_number(row, "share")),
+           record_number(row, "peak_bytes") / 1e9, record_number(row, "foretold_bytes") / 1e9,
+           record_number(row, "grown_bytes") / 1e9);
 }
 
 static void show_decoding(const cJSON *row)
 {
     printf("%-12s %5.0f %5.0f %-5s %9.3f %4.0f %9.1f %5.0f %% %8.2f\n", text_in(row, "decoding"),
-           number_in(row, "beams"), number_in(row, "batch"), text_in(row, "dtype"), number_in(row, "seconds"),
-           percent(number_in(row, "spread")), number_in(row, "tokens_per_second"), percent(number_in(row, "share")),
-           number_in(row, "peak_bytes") / 1e9);
+           record_number(row, "beams"), record_number(row, "batch"), text_in(row, "dtype"),
+           record_number(row, "seconds"), percent(record_number(row, "spread")),
+           record_number(row, "tokens_per_second"), percent(record_number(row, "share")),
+           record_number(row, "peak_bytes") / 1e9);
 }
 
 static void show_growth(const cJSON *row)
 {
-    printf("%-12s %8.0f %9.3f %4.0f %9.0f %8.1f %8.2f\n", text_in(row, "by"), number_in(row, "value"),
-           number_in(row, "seconds"), percent(number_in(row, "spread")), number_in(row, "tokens_per_second"),
-           number_in(row, "flops_per_second") / 1e9, number_in(row, "peak_bytes") / 1e9);
+    printf("%-12s %8.0f %9.3f %4.0f %9.0f %8.1f %8.2f\n", text_in(row, "by"), record_number(row, "value"),
+           record_number(row, "seconds"), percent(record_number(row, "spread")),
+           record_number(row, "tokens_per_second"), record_number(row, "flops_per_second") / 1e9,
+           record_number(row, "peak_bytes") / 1e9);
 }
 
 /* Measures apart, shows what came back and keeps it in the report's list `part`. A measurement may hand back one row,
@@ -207,9 +210,9 @@ static int bench_take(BenchRun *run, const Bench *bench, const char *part, Measu
     bench_say_no_more(bench);
     if (!result) return -1;
     show_heading(run, heading);
-    if (isfinite(number_in(result, "needs_bytes"))) {
+    if (isfinite(record_number(result, "needs_bytes"))) {
         if (run->prints)
-            printf("left out: it needs %.1f GB, and %.1f are there\n", number_in(result, "needs_bytes") / 1e9,
+            printf("left out: it needs %.1f GB, and %.1f are there\n", record_number(result, "needs_bytes") / 1e9,
                    (double)memory_available() / 1e9);
         cJSON_Delete(result);
         return 0;
@@ -398,8 +401,8 @@ static double step_number(const BenchRun *run, StepMethod method, const char *dt
     cJSON_ArrayForEach(row, cJSON_GetObjectItemCaseSensitive(run->report, "steps"))
     {
         if (row_is(row, "step", step_names[method]) && row_is(row, "dtype", dtype) &&
-            row_is(row, "lengths", length_names[lengths]) && (int)number_in(row, "threads") == threads)
-            return number_in(row, name);
+            row_is(row, "lengths", length_names[lengths]) && (int)record_number(row, "threads") == threads)
+            return record_number(row, name);
     }
     return NAN;
 }
@@ -409,7 +412,7 @@ static double kernel_number(const BenchRun *run, const char *kernel, const char 
     const cJSON *row;
     cJSON_ArrayForEach(row, cJSON_GetObjectItemCaseSensitive(run->report, "kernels"))
     {
-        if (row_is(row, "kernel", kernel)) return number_in(row, name);
+        if (row_is(row, "kernel", kernel)) return record_number(row, name);
     }
     return NAN;
 }

@@ -141,7 +141,7 @@ static void add_linear(KernelList *list, const char *names[3], size_t rows, size
     operand_in(k, ACTIVATIONS, rows * in);
 }
 
-#define THREE(name) ((const char *[3]){name " forward", name " d input", name " d weight"})
+#define LAYOUTS(name) ((const char *[3]){name " forward", name " d input", name " d weight"})
 
 static void add_matmuls(KernelList *list)
 {
@@ -151,13 +151,13 @@ static void add_matmuls(KernelList *list)
                  I = c->num_heads * c->d_kv, F = c->d_ff, A = c->mlp == MLP_GATED_GELU ? 2 * F : F;
     const size_t chunk = min_size(M, max_size(1, LOGITS_BYTES / (V * sizeof(act_t))));
     const size_t few[] = {1, 8, 32}; /* greedy and beam decoding, batch 1 and 8 */
-    add_linear(list, THREE("square"), min_size(LARGE, N), min_size(LARGE, N), min_size(LARGE, N));
-    add_linear(list, THREE("q k v"), N, D, 3 * I);
-    add_linear(list, THREE("cross k v"), N, D, 2 * I);
-    add_linear(list, THREE("attention o"), N, I, D);
-    add_linear(list, THREE("mlp wi"), N, D, A);
-    add_linear(list, THREE("mlp wo"), N, F, D);
-    add_linear(list, THREE("head"), chunk, D, V);
+    add_linear(list, LAYOUTS("square"), min_size(LARGE, N), min_size(LARGE, N), min_size(LARGE, N));
+    add_linear(list, LAYOUTS("q k v"), N, D, 3 * I);
+    add_linear(list, LAYOUTS("cross k v"), N, D, 2 * I);
+    add_linear(list, LAYOUTS("attention o"), N, I, D);
+    add_linear(list, LAYOUTS("mlp wi"), N, D, A);
+    add_linear(list, LAYOUTS("mlp wo"), N, F, D);
+    add_linear(list, LAYOUTS("head"), chunk, D, V);
     for (size_t i = 0; i < sizeof few / sizeof *few; i++) add_linear_forward(list, "head, decoding", few[i], D, V);
 }
 
@@ -429,16 +429,16 @@ static void run_adafactor(const KernelRun *k, void *const *o)
     const bool factored = is_factored(k->kernel->rows, k->kernel->in, false);
     const SecondMoment moment = {.row = factored ? o[2] : NULL,
                                  .column = factored ? (stat_t *)o[2] + k->kernel->rows : NULL,
-                                 .whole = factored ? NULL : o[2]};
+                                 .whole = factored ? NULL : o[2],
+                                 .row_squares = factored ? o[3] : NULL};
     adafactor_update(k->dev, o[0], o[1], &moment, k->kernel->rows, k->kernel->in, &bench_update);
 }
 
 static void run_adafactor_rows(const KernelRun *k, void *const *o)
 {
     const size_t V = k->config->vocab_size, D = k->config->d_model;
-    const SecondMoment moment = {.row = o[2], .column = o[3]};
-    adafactor_update_rows(k->dev, o[0], o[1], k->batch->touched, k->batch->n_touched, &moment, o[4], V, D,
-                          &bench_update);
+    const SecondMoment moment = {.row = o[2], .column = o[3], .row_squares = o[4]};
+    adafactor_update_rows(k->dev, o[0], o[1], k->batch->touched, k->batch->n_touched, &moment, V, D, &bench_update);
 }
 
 enum { BENCH_RANK = 8 };
@@ -473,6 +473,7 @@ static void add_weights(KernelList *list)
     operand_in_out(k, WEIGHTS, V * D);
     operand_add(k, STATS, V * D, 2 * V * D, 0);
     operand_in_out(k, STATS, moments);
+    if (is_factored(V, D, false)) operand_in_out(k, STATS, V); /* the rows' sums of squares */
     if (is_factored(V, D, false)) {
         k = kernel_add(list, "Adafactor, rows", run_adafactor_rows, U, D, 0, 11 * touched);
         operand_add(k, WEIGHTS, V * D, U * D, U * D);

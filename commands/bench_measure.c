@@ -65,12 +65,6 @@ static void add_timing(cJSON *row, Timing t)
     cJSON_AddNumberToObject(row, "spread", t.spread);
 }
 
-static double number_in(const cJSON *row, const char *name)
-{
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(row, name);
-    return cJSON_IsNumber(item) ? item->valuedouble : NAN;
-}
-
 static const char *text_in(const cJSON *row, const char *name)
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(row, name);
@@ -364,7 +358,8 @@ static double peak_rate(const Bench *bench, const char *name, int threads)
     const cJSON *row;
     double rate = NAN;
     cJSON_ArrayForEach(row, bench->peaks) if (strcmp(text_in(row, "peak"), name) == 0 &&
-                                              (int)number_in(row, "threads") == threads) rate = number_in(row, "rate");
+                                              (int)record_number(row, "threads") == threads) rate =
+        record_number(row, "rate");
     return rate;
 }
 

@@ -981,7 +981,8 @@ static void adafactor_case(Device *dev, bool factored, size_t rows, size_t colum
     const size_t n = rows * columns, n_moment = factored ? rows + columns : n;
     real_t *p = numbers(n, 1), *moment = allocate(n_moment * sizeof *moment);
     double *p_spec = allocate(n * sizeof *p_spec), *moment_spec = allocate(n_moment * sizeof *moment_spec);
-    const SecondMoment m = factored ? (SecondMoment){moment, moment + rows, NULL} : (SecondMoment){NULL, NULL, moment};
+    const SecondMoment m =
+        factored ? (SecondMoment){.row = moment, .column = moment + rows} : (SecondMoment){.whole = moment};
     for (size_t i = 0; i < n; i++) p_spec[i] = p[i];
     if (old) { /* a state whose means differ shows which of them divides */
         for (size_t i = 0; i < n_moment; i++) moment[i] = (real_t)(0.5 + random_uniform(3, i) + (i < rows));
@@ -1056,7 +1057,7 @@ static void test_adafactor_worked_factored(void)
         AdafactorStep s = step_at(0, 1);
         s.scale_by_parameter = false, s.clip = clip;
         memset(p, 0, sizeof p), memset(row, 0, sizeof row), memset(column, 0, sizeof column);
-        adafactor_update(dev, p, g, &(SecondMoment){row, column, NULL}, 2, 3, &s);
+        adafactor_update(dev, p, g, &(SecondMoment){.row = row, .column = column}, 2, 3, &s);
         for (int i = 0; i < 6; i++) /* given to 5e-7, and the RMS too */
             CHECK(fabs((double)p[i] + y[i] / (clip ? 1.014620 : 1)) < 2e-6, "clip %d: y[%d] = %.7f", clip, i,
                   (double)-p[i]);
@@ -1090,7 +1091,7 @@ static void test_adafactor_zero_gradient(void)
             real_t *moment = allocate(N * sizeof *moment);
             for (size_t i = 0; i < N; i++)
                 if (i / COLUMNS == 7 || i % COLUMNS == 9) g[i] = 0;
-            const SecondMoment m = {moment, moment + ROWS, NULL}, whole = {NULL, NULL, moment};
+            const SecondMoment m = {.row = moment, .column = moment + ROWS}, whole = {.whole = moment};
             for (int s = first; s < first + 3; s++) {
                 const AdafactorStep step = step_at(s, 1e-3);
                 adafactor_update(dev, p, g, kind == 2 ? &whole : &m, ROWS, COLUMNS, &step);
@@ -1139,7 +1140,8 @@ static void test_adafactor_fixture_steps(void)
         real_t weight[6], gradient[6], there[6];
         for (int i = 0; i < 6; i++) weight[i] = (real_t)p[i], gradient[i] = (real_t)g[i], there[i] = (real_t)moment[i];
         const AdafactorStep s = step_at((int)get(item, "step")->valuedouble, get(item, "lr")->valuedouble);
-        const SecondMoment m = factored ? (SecondMoment){there, there + 3, NULL} : (SecondMoment){NULL, NULL, there};
+        const SecondMoment m =
+            factored ? (SecondMoment){.row = there, .column = there + 3} : (SecondMoment){.whole = there};
         adafactor_update(dev, weight, gradient, &m, 3, 2, &s);
         for (int i = 0; i < 6; i++) CHECK_NEAR(weight[i], want[i], tolerance);
         for (int i = 0; i < (factored ? 5 : 6); i++) CHECK_NEAR(there[i], new_moment[i], tolerance);
@@ -1170,6 +1172,34 @@ static void test_adafactor_fixture_convergence(void)
     device_close(dev);
 }
 
+/* Sums of squares that the updates carry along change no bit of them, and are those of the rows. */
+static void test_adafactor_row_squares(void)
+{
+    const size_t rows = 133, columns = 131, n = rows * columns;
+    for (int decay = 0; decay < 2; decay++) {
+        Device *dev = kernel_device(2);
+        real_t *plain = numbers(n, 1), *carried = copy_of(plain, n), *squares = allocate(rows * sizeof *squares),
+               *fresh = allocate(rows * sizeof *fresh), *moments[2];
+        for (int i = 0; i < 2; i++) moments[i] = allocate((rows + columns) * sizeof(real_t));
+        const SecondMoment mp = {.row = moments[0], .column = moments[0] + rows},
+                           mc = {.row = moments[1], .column = moments[1] + rows, .row_squares = squares};
+        rows_sum_of_squares(dev, squares, carried, rows, columns);
+        for (int t = 0; t < 4; t++) {
+            real_t *g = numbers(n, 20 + (uint64_t)t);
+            AdafactorStep s = step_at(t, 0.05);
+            if (decay) s.weight_decay = 0.1;
+            adafactor_update(dev, plain, g, &mp, rows, columns, &s);
+            adafactor_update(dev, carried, g, &mc, rows, columns, &s);
+            free(g);
+        }
+        rows_sum_of_squares(dev, fresh, carried, rows, columns);
+        CHECK(memcmp(plain, carried, n * sizeof *plain) == 0, "weights");
+        CHECK(memcmp(fresh, squares, rows * sizeof *fresh) == 0, "row_squares is kept up to date");
+        free(plain), free(carried), free(squares), free(fresh), free(moments[0]), free(moments[1]);
+        device_close(dev);
+    }
+}
+
 /* Updates of touched rows are those of the whole matrix: ten steps, other rows touched in each, none in one of them. */
 static void adafactor_rows_case(Device *dev, size_t rows, size_t columns, int first)
 {
@@ -1177,7 +1207,8 @@ static void adafactor_rows_case(Device *dev, size_t rows, size_t columns, int fi
     real_t *dense = numbers(n, 1), *sparse = copy_of(dense, n),
            *dense_moment = allocate((rows + columns) * sizeof(real_t));
     real_t *sparse_moment = allocate((rows + columns) * sizeof(real_t)), *row_squares = allocate(rows * sizeof(real_t));
-    const SecondMoment md = {dense_moment, dense_moment + rows, NULL}, ms = {sparse_moment, sparse_moment + rows, NULL};
+    const SecondMoment md = {.row = dense_moment, .column = dense_moment + rows},
+                       ms = {.row = sparse_moment, .column = sparse_moment + rows, .row_squares = row_squares};
     int32_t *index = allocate(rows * sizeof *index);
     rows_sum_of_squares(dev, row_squares, sparse, rows, columns);
     for (int t = 0; t < 10; t++) {
@@ -1193,7 +1224,7 @@ static void adafactor_rows_case(Device *dev, size_t rows, size_t columns, int fi
         }
         const AdafactorStep s = step_at(first + t, 0.05);
         adafactor_update(dev, dense, g, &md, rows, columns, &s);
-        adafactor_update_rows(dev, sparse, touched, index, count, &ms, row_squares, rows, columns, &s);
+        adafactor_update_rows(dev, sparse, touched, index, count, &ms, rows, columns, &s);
         free(g), free(touched);
     }
     for (size_t i = 0; i < n; i++) CHECK_NEAR(sparse[i], dense[i], TOLERANCE);
@@ -1261,13 +1292,13 @@ static size_t run_everything(int threads, real_t *out)
         const AdafactorStep s = step_at(3, 0.1);
         real_t *weights = TAKE(TALL * WIDE), *row = TAKE(TALL), *column = TAKE(WIDE), *whole = TAKE(TALL * WIDE);
         memcpy(weights, p, TALL * WIDE * sizeof *p);
-        SecondMoment m = {row, column, NULL};
-        if (kind == 0) m = (SecondMoment){NULL, NULL, whole};
+        SecondMoment m = {.row = row, .column = column, .row_squares = kind == 2 ? whole : NULL};
+        if (kind == 0) m = (SecondMoment){.whole = whole};
         rows_sum_of_squares(dev, whole + (kind ? 0 : TALL), weights, TALL, WIDE);
         if (kind < 2)
             adafactor_update(dev, weights, g, &m, TALL, WIDE, &s);
         else
-            adafactor_update_rows(dev, weights, g, index, TALL - 3, &m, whole, TALL, WIDE, &s);
+            adafactor_update_rows(dev, weights, g, index, TALL - 3, &m, TALL, WIDE, &s);
     }
     real_t *merged = TAKE(TALL * WIDE), *da = TAKE(5 * WIDE), *db = TAKE(5 * TALL);
     lora_merge_forward(dev, merged, p, a, a + 5 * WIDE, TALL, WIDE, 5, 0.5f);
@@ -1333,6 +1364,7 @@ static const Test tests[] = {
     {"adafactor_fixture_steps", test_adafactor_fixture_steps},
     {"adafactor_fixture_convergence", test_adafactor_fixture_convergence},
     {"adafactor_rows", test_adafactor_rows},
+    {"adafactor_row_squares", test_adafactor_row_squares},
     {"measuring", test_measuring},
     {"threads_do_not_matter", test_threads_do_not_matter},
 #ifdef PROMOT_DOUBLE

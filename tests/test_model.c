@@ -345,8 +345,7 @@ static void trainer_open_dense(Trainer *trainer, const World *w, const Stage *st
     memset(trainer, 0, sizeof *trainer);
     CHECK(adafactor_create(&trainer->adafactor, w->model, &w->prompts, &stage->model, NULL, NULL, &error) == 0, "%s",
           error.text);
-    device_free(trainer->adafactor.row_squares);
-    trainer->adafactor.row_squares = NULL;
+    trainer->adafactor.embedding_by_rows = false;
     CHECK(gradients_create(&trainer->grads, &trainer->gradient_memory, w->model, &plan, 0, &error) == 0, "%s",
           error.text);
     trainer->grads.finished = adafactor_update_tensor;
@@ -384,7 +383,7 @@ static void test_embedding_by_rows(void)
         start = copy_of_weights(rows.model);
         trainer_open(&by_rows, &rows, &stage, false);
         trainer_open_dense(&whole, &dense, &stage);
-        CHECK(by_rows.adafactor.row_squares != NULL, "not by rows");
+        CHECK(by_rows.adafactor.embedding_by_rows, "not by rows");
         train(&rows, &by_rows, &stage, EXAMPLES, 1, true);
         for (size_t r = 0; r < V; r++) {
             bool kept = same_bits(rows.model->shared->data + r * D, start + rows.model->shared->offset + r * D, D);
@@ -406,7 +405,8 @@ static void test_embedding_by_rows(void)
         CHECK(error <= 50 * ROUNDING * norm, "moments: %g of %g", error, norm);
         squares = host_alloc(V, sizeof *squares);
         rows_sum_of_squares(rows.dev, squares, rows.model->shared->data, V, D);
-        CHECK(same_bits(squares, by_rows.adafactor.row_squares, V), "sums of squares");
+        CHECK(same_bits(squares, by_rows.adafactor.moments[rows.model->shared - rows.model->tensors].row_squares, V),
+              "sums of squares");
         free(squares);
         free(start);
         trainer_free(&by_rows);
@@ -730,11 +730,11 @@ static void test_what_is_factored(void)
         bool factored = tensor->rows >= 128 && tensor->columns >= 128;
         CHECK(factored == (a.moments[t].row && a.moments[t].column && !a.moments[t].whole), "%s", tensor->name);
     }
-    CHECK(!a.moments[w.model->n_tensors].whole && a.row_squares != NULL, "prompts that are not trained");
+    CHECK(!a.moments[w.model->n_tensors].whole && a.embedding_by_rows, "prompts that are not trained");
     adafactor_free(&a);
     settings.weight_decay = 1e-5; /* reaches every row */
     CHECK(adafactor_create(&a, w.model, &w.prompts, &settings, &settings, NULL, &error) == 0, "%s", error.text);
-    CHECK(!a.row_squares && a.moments[w.model->n_tensors + 1].whole, "with weight decay");
+    CHECK(!a.embedding_by_rows && a.moments[w.model->n_tensors + 1].whole, "with weight decay");
     adafactor_free(&a);
     world_close(&w);
 }
@@ -1140,8 +1140,8 @@ static void test_mixture(void)
     for (size_t i = 0; i < 3; i++) {
         static const size_t places[] = {4321, 17, 2500};
         int one, two;
-        CHECK(number_at(&source, places[i], &one) == number_at(&other, places[i], &two) && one == two,
-              "entered at %zu", places[i]);
+        CHECK(number_at(&source, places[i], &one) == number_at(&other, places[i], &two) && one == two, "entered at %zu",
+              places[i]);
     }
     parts[0].share = parts[1].share = 1; /* equal mixing */
     source_begin(&source, 11);

@@ -157,10 +157,9 @@ void adafactor_update(Device *dev, weight_t *p, const stat_t *g, const SecondMom
 }
 
 void adafactor_update_rows(Device *dev, weight_t *p, const stat_t *g, const int32_t *index, size_t n,
-                           const SecondMoment *moment, stat_t *row_squares, size_t rows, size_t columns,
-                           const AdafactorStep *step)
+                           const SecondMoment *moment, size_t rows, size_t columns, const AdafactorStep *step)
 {
-    (void)index, (void)row_squares, (void)rows;
+    (void)index, (void)rows;
     adafactor_update(dev, p, g, moment, n, columns, step);
 }
 
