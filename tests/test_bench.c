@@ -236,6 +236,27 @@ static void test_real_lengths(void)
     examples_free(&padded);
 }
 
+static void test_a_busy_machine_is_told(void)
+{
+    const struct {
+        int threads;
+        double rate;
+        bool doubtful;
+    } cases[] = {{1, 100, false}, {2, 130, false}, {2, 119, true}, {8, 479, true}, {8, 481, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[200];
+        Bench bench = {.threads = cases[i].threads};
+        cJSON *peaks;
+        snprintf(text, sizeof text,
+                 "[{\"peak\": \"fp32\", \"threads\": %d, \"rate\": %g}, {\"peak\": \"fp32\", \"threads\": 1, \"rate\": "
+                 "100}]",
+                 cases[i].threads, cases[i].rate);
+        bench.peaks = peaks = cJSON_Parse(text);
+        CHECK(peaks_are_doubtful(&bench) == cases[i].doubtful, "%d threads at %g", cases[i].threads, cases[i].rate);
+        cJSON_Delete(peaks);
+    }
+}
+
 static void test_timing(void)
 {
     double odd[] = {3, 1, 2}, even[] = {4, 1, 3, 2};
@@ -434,5 +455,6 @@ static const Test tests[] = {
     {"decoding_is_counted", test_decoding_is_counted},
     {"real_lengths", test_real_lengths},
     {"timing", test_timing},
+    {"a_busy_machine_is_told", test_a_busy_machine_is_told},
 };
 TEST_MAIN(tests)
