@@ -30,10 +30,13 @@
  *
  * Only chapter 2 reads or writes the memory of a tensor. A GPU build leaves chapter 2 out (-DPROMOT_GPU) and links
  * other definitions of the same kernels. -DPROMOT_NO_MAIN leaves out main, so that a test can include this file;
- * -DPROMOT_DOUBLE makes every element type double. */
+ * -DPROMOT_DOUBLE makes every element type double; -DPROMOT_KERNELS_ONLY ends the file after chapter 2, so that the
+ * CUDA kernels can be held against these where there is nothing but a compiler. */
 #include "promot.h"
 
+#ifndef PROMOT_KERNELS_ONLY
 #include <cjson/cJSON.h>
+#endif
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -60,6 +63,7 @@
 #include <omp.h>
 #endif
 
+#ifndef PROMOT_KERNELS_ONLY
 #include "data/files.h"
 #include "data/lora_file.h"
 #include "data/metrics.h"
@@ -68,6 +72,7 @@
 #include "data/report.h"
 #include "data/results.h"
 #include "data/study_report.h"
+#endif
 
 #define PROMOT_VERSION "0.1.0"
 
@@ -379,6 +384,18 @@ int device_threads(const Device *dev)
     return dev->threads;
 }
 
+/* What the system says it could give without swapping. */
+size_t device_memory_available(void)
+{
+    FILE *file = fopen("/proc/meminfo", "r");
+    char line[128];
+    size_t kilobytes = 0;
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "MemAvailable: %zu kB", &kilobytes) == 1) break;
+    if (file) fclose(file);
+    return kilobytes * 1024;
+}
+
 /* Large tensors ask for pages of 2 MiB: a fine-tuning step walks through gigabytes, and small pages would cost it a
  * miss of the address cache every 4 KiB. */
 void *device_alloc(size_t bytes)
@@ -397,6 +414,16 @@ void *device_alloc(size_t bytes)
 void device_free(void *memory)
 {
     free(memory);
+}
+
+weight_t *weights_alloc(size_t n)
+{
+    return n <= SIZE_MAX / sizeof(weight_t) ? device_alloc(n * sizeof(weight_t)) : NULL;
+}
+
+void weights_free(weight_t *weights)
+{
+    device_free(weights);
 }
 
 /* Kernels return nothing, so there is nobody to tell when their scratch cannot grow: this is the one way out. */
@@ -436,6 +463,11 @@ void device_download(Device *dev, void *host, const void *from, size_t bytes)
     device_copy(dev, host, from, bytes);
 }
 
+void weights_copy(Device *dev, weight_t *to, const weight_t *from, size_t n)
+{
+    device_copy(dev, to, from, n * sizeof *to);
+}
+
 static void numbers_from_floats(Device *dev, real_t *to, const float *from, size_t n)
 {
 #pragma omp parallel for simd num_threads(dev->threads)
@@ -459,6 +491,11 @@ void weights_download(Device *dev, float *host, const weight_t *from, size_t n)
 }
 
 void activations_download(Device *dev, float *host, const act_t *from, size_t n)
+{
+    numbers_to_floats(dev, host, from, n);
+}
+
+void logits_download(Device *dev, float *host, const logit_t *from, size_t n)
 {
     numbers_to_floats(dev, host, from, n);
 }
@@ -721,7 +758,7 @@ static double log_normaliser(const RowSums *s)
 }
 
 /* One pass over a row (Milakov and Gimelshein 2018): when a block raises the maximum, the sum so far is rescaled. */
-static RowSums row_sums(const act_t *x, size_t n)
+static RowSums row_sums(const logit_t *x, size_t n)
 {
     RowSums s = {.max = -(real_t)FLT_MAX}; /* finite: -infinity less itself would be NaN */
     for (size_t first = 0; first < n; first += SCAN_BLOCK) {
@@ -741,40 +778,41 @@ static RowSums row_sums(const act_t *x, size_t n)
     return s;
 }
 
-/* logits (=) d loss / d logits = scale [(1 + 2 z logZ) p - q], q = 1 - e at the target and low elsewhere. */
-static void loss_gradient(act_t *logits, size_t n, int32_t target, const RowSums *s, const LossSettings *settings)
+/* d loss / d logits = scale [(1 + 2 z logZ) p - q], q = 1 - e at the target and low elsewhere. */
+static void loss_gradient(act_t *dlogits, const logit_t *logits, size_t n, int32_t target, const RowSums *s,
+                          const LossSettings *settings)
 {
     const double smooth = settings->label_smoothing, low = smooth / (double)(n - 1);
     const double grow = settings->scale * (1 + 2 * (double)settings->z_loss * log_normaliser(s)) / s->sum;
     const double at_target = grow * exp((double)logits[target] - (double)s->max) - settings->scale * (1 - smooth);
     const real_t factor = (real_t)grow, shift = (real_t)(settings->scale * low), max = s->max;
     for (size_t c = 0; c < n; c += LANES)
-        vec_store_some(logits + c, n - c, factor * vec_exp(vec_load_some(logits + c, n - c, 0) - max) - shift);
-    logits[target] = (real_t)at_target;
+        vec_store_some(dlogits + c, n - c, factor * vec_exp(vec_load_some(logits + c, n - c, 0) - max) - shift);
+    dlogits[target] = (real_t)at_target;
 }
 
 /* T5X losses.py: loss = - sum q log p + z logZ^2 - C, and C makes a perfect prediction cost 0. log p = x - logZ gives
  * - sum q log p = (1 - e) (logZ - x_target) + low [(n - 1) logZ - sum of the other x]. Rows are independent. */
-void softmax_cross_entropy(Device *dev, stat_t *loss, act_t *logits, const int32_t *targets, size_t rows,
-                           size_t vocabulary, const LossSettings *settings, bool gradient)
+void softmax_cross_entropy(Device *dev, stat_t *loss, act_t *dlogits, const logit_t *logits, const int32_t *targets,
+                           size_t rows, size_t vocabulary, const LossSettings *settings)
 {
     const double smooth = settings->label_smoothing, others = (double)vocabulary - 1, low = smooth / others;
     const double constant = -((1 - smooth) * log(1 - smooth) + others * low * log(low + 1e-20));
 #pragma omp parallel for num_threads(dev->threads)
     for (size_t row = 0; row < rows; row++) {
-        act_t *x = logits + row * vocabulary;
+        const logit_t *x = logits + row * vocabulary;
         const RowSums s = row_sums(x, vocabulary);
         const double log_z = log_normaliser(&s), at_target = x[targets[row]];
         double cross_entropy = (1 - smooth) * (log_z - at_target);
         if (smooth > 0) cross_entropy += low * (others * log_z - (s.total - at_target));
         loss[row] = (stat_t)(settings->scale * (cross_entropy + settings->z_loss * log_z * log_z - constant));
-        if (gradient) loss_gradient(x, vocabulary, targets[row], &s, settings);
+        if (dlogits) loss_gradient(dlogits + row * vocabulary, x, vocabulary, targets[row], &s, settings);
     }
 }
 
 /* The k largest of a row, best first. Only a block whose maximum beats the k-th best so far is looked at closely; after
  * the first few blocks that is rare. Ids rise, and equals do not pass each other, so the lower id comes first. */
-static void row_top(stat_t *value, int32_t *word, const act_t *x, size_t n, size_t k)
+static void row_top(stat_t *value, int32_t *word, const logit_t *x, size_t n, size_t k)
 {
     size_t found = 0;
     for (size_t first = 0; first < n; first += SCAN_BLOCK) {
@@ -793,12 +831,12 @@ static void row_top(stat_t *value, int32_t *word, const act_t *x, size_t n, size
     }
 }
 
-void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const act_t *logits, size_t rows,
+void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, size_t rows,
                            size_t vocabulary, size_t k)
 {
 #pragma omp parallel for num_threads(dev->threads)
     for (size_t row = 0; row < rows; row++) {
-        const act_t *x = logits + row * vocabulary;
+        const logit_t *x = logits + row * vocabulary;
         const RowSums s = row_sums(x, vocabulary);
         row_top(logp + row * k, word + row * k, x, vocabulary, k);
         for (size_t i = 0; i < k; i++) logp[row * k + i] = (stat_t)((double)logp[row * k + i] - log_normaliser(&s));
@@ -1707,6 +1745,48 @@ void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_
     matmul(dev, dw, (Operand){dy, 1, out}, (Operand){x, 1, in}, out, in, rows, accumulate);
 }
 
+void linear_forward_layers(Device *dev, act_t *y, const act_t *x, const weight_t *w, size_t rows, size_t in, size_t out,
+                           size_t layers, size_t w_stride, size_t y_stride)
+{
+    for (size_t l = 0; l < layers; l++) linear_forward(dev, y + l * y_stride, x, w + l * w_stride, rows, in, out);
+}
+
+void linear_backward_input_layers(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in,
+                                  size_t out, size_t layers, size_t w_stride, size_t dy_stride)
+{
+    for (size_t l = 0; l < layers; l++)
+        linear_backward_input(dev, dx, dy + l * dy_stride, w + l * w_stride, rows, in, out, l > 0);
+}
+
+void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *w, size_t rows, size_t in,
+                  size_t vocabulary)
+{
+    linear_forward(dev, logits, x, w, rows, in, vocabulary);
+}
+
+/* A product and what follows it: on a CPU the numbers make the short way through its caches. */
+void linear_residual_forward(Device *dev, act_t *out, const act_t *x, const act_t *y, const weight_t *w, act_t *scratch,
+                             const Sequences *seqs, size_t in, size_t width, const Dropout *dropout)
+{
+    linear_forward(dev, scratch, y, w, seqs->rows, in, width);
+    residual_forward(dev, out, x, scratch, seqs, width, dropout);
+}
+
+void linear_mlp_forward(Device *dev, MlpKind kind, act_t *h, act_t *a, const act_t *x, const weight_t *w,
+                        const Sequences *seqs, size_t in, size_t d_ff, const Dropout *dropout)
+{
+    linear_forward(dev, a, x, w, seqs->rows, in, kind == MLP_GATED_GELU ? 2 * d_ff : d_ff);
+    mlp_activation_forward(dev, kind, h, a, seqs, d_ff, dropout);
+}
+
+void linear_mlp_backward(Device *dev, MlpKind kind, act_t *da, act_t *dh, act_t *h, const act_t *dy, const weight_t *w,
+                         const act_t *a, const Sequences *seqs, size_t out, size_t d_ff, const Dropout *dropout)
+{
+    linear_backward_input(dev, dh, dy, w, seqs->rows, d_ff, out, false);
+    mlp_activation_backward(dev, kind, da, dh, a, seqs, d_ff, dropout);
+    if (h) mlp_activation_forward(dev, kind, h, a, seqs, d_ff, dropout);
+}
+
 /* ----------------------------------------------------------------------------------------------------------------
  * LoRA (Hu et al. 2021): w = base + scale * b · a. The products are thin, `rank` deep or wide, and read and write their
  * operands in place; always in fp32, for w is what a merged model is saved as. */
@@ -1815,7 +1895,7 @@ typedef struct {
     real_t *keep;             /* [BLOCK]: dropout's factors of one row */
     real_t *bias, *dbias;     /* [DISTANCES], see block_bias */
     real_t *max, *sum;        /* [BLOCK], of the rows */
-    real_t *k, *v;            /* [BLOCK, d_kv]: copies, in attention_cached_forward only */
+    real_t *k, *v;            /* [BLOCK, d_kv]: of keys that lie scattered; or dk and dv of a block of keys */
     real_t *panels;           /* for matmul_block */
 } AttentionScratch;
 
@@ -1990,8 +2070,8 @@ void attention_forward(Device *dev, act_t *out, stat_t *logsumexp, const Attenti
  *     dS = P * (dP - D),   D_i = sum over j of P_ij dP_ij = sum over j of P'_ij (dO_i · v_j) = dO_i · out_i
  *     dq = dS · k          dk = dSᵀ · q          dbias[bucket(j - i)] += dS_ij
  *
- * D needs no pass over the keys. Blocks of keys are the outer loop, so that dk and dv are finished one after another;
- * dq is collected over them. */
+ * D needs no pass over the keys. Blocks of keys are the outer loop, so that dk and dv are finished one after another
+ * and written when nobody needs the block's k and v any more; dq is collected over them. */
 
 /* Everything that a thread needs of the caller's, for one backward pass. */
 typedef struct {
@@ -2067,8 +2147,8 @@ static void attention_backward_block(const AttentionGradients *g, const Attentio
                              dropping(at) ? scratch->keep : NULL, visible_keys(at, block, i), n, logsumexp[i],
                              sum_lanes(products));
     }
-    matmul_block(g->dv + kv_offset, at->kv_stride, pT, doT, n, d, rows, !first_queries, precision, panels);
-    matmul_block(g->dk + kv_offset, at->kv_stride, dsT, qT, n, d, rows, !first_queries, precision, panels);
+    matmul_block(scratch->v, d, pT, doT, n, d, rows, !first_queries, precision, panels);
+    matmul_block(scratch->k, d, dsT, qT, n, d, rows, !first_queries, precision, panels);
     matmul_block(g->dq + q_offset, at->q_stride, ds, kT, rows, d, n, block->k > 0, precision, panels);
     if (g->dbias) bias_backward(g->dbias, task, block, scratch);
 }
@@ -2087,11 +2167,14 @@ static void attention_backward_task(const AttentionGradients *g, const Attention
             attention_backward_block(g, task, &block, first_queries, precision, scratch);
             first_queries = false;
         }
-        if (!first_queries) continue;
-        for (size_t j = 0; j < block.columns; j++) { /* no query saw these keys */
+        if (first_queries) { /* no query saw these keys */
+            memset(scratch->k, 0, block.columns * at->d_kv * sizeof *scratch->k);
+            memset(scratch->v, 0, block.columns * at->d_kv * sizeof *scratch->v);
+        }
+        for (size_t j = 0; j < block.columns; j++) {
             const size_t offset = (task->first_key + block.k + j) * at->kv_stride + task->head * at->d_kv;
-            memset(g->dk + offset, 0, at->d_kv * sizeof *g->dk);
-            memset(g->dv + offset, 0, at->d_kv * sizeof *g->dv);
+            memcpy(g->dk + offset, scratch->k + j * at->d_kv, at->d_kv * sizeof *g->dk);
+            memcpy(g->dv + offset, scratch->v + j * at->d_kv, at->d_kv * sizeof *g->dv);
         }
     }
 }
@@ -2174,6 +2257,7 @@ void attention_cached_forward(Device *dev, act_t *out, const act_t *cache, const
 }
 
 #endif /* PROMOT_GPU */
+#ifndef PROMOT_KERNELS_ONLY
 
 /* ================================================================================================================
  * [3] The model
@@ -2385,10 +2469,10 @@ static void table_free(Model *model)
 
 static int weights_allocate(Model *model, Error *error)
 {
-    model->weights = device_alloc(model->n_weights * sizeof *model->weights);
+    model->weights = weights_alloc(model->n_weights);
     if (!model->weights)
         return error_set(error, EXIT_FAILED, "memory: no room for the weights (%.1f GB)",
-                         (double)(model->n_weights * sizeof *model->weights) / 1e9);
+                         (double)(model->n_weights * WEIGHT_BYTES) / 1e9);
     for (size_t i = 0; i < model->n_tensors; i++) model->tensors[i].data = model->weights + model->tensors[i].offset;
     return 0;
 }
@@ -2591,7 +2675,7 @@ void model_close(Model *model)
     if (!model) return;
     lora_detach(model);
     table_free(model);
-    device_free(model->weights);
+    weights_free(model->weights);
     free(model->config.json);
     free(model);
 }
@@ -3002,7 +3086,7 @@ static void batch_free(Batch *batch)
 typedef struct {
     act_t *x, *qkv, *attended;                            /* [N,D], [N,3I], [N,I] */
     stat_t *rstd, *logsumexp;                             /* [N], [H,N] */
-    act_t *cross_x, *cross_q, *cross_kv, *cross_attended; /* [Nt,D], [Nt,I], [Ns,2I], [Nt,I] */
+    act_t *cross_x, *cross_q, *cross_kv, *cross_attended; /* [Nt,D], [Nt,I], this layer's of cross_kv, [Nt,I] */
     stat_t *cross_rstd, *cross_logsumexp;
     act_t *mlp_x, *mlp_a; /* [N,D], [N,2F] ([N,F] for relu) */
     stat_t *mlp_rstd;
@@ -3010,12 +3094,13 @@ typedef struct {
 
 typedef struct {
     LayerActivations *layers;
-    act_t *x;     /* [N,D] what the final norm gets */
-    act_t *out;   /* [N,D] the stack's output */
-    stat_t *rstd; /* [N] */
+    act_t *cross_kv; /* decoder: [L,Ns,2I] all layers' keys and values of the encoder's output, then their gradients */
+    act_t *x;        /* [N,D] what the final norm gets */
+    act_t *out;      /* [N,D] the stack's output */
+    stat_t *rstd;    /* [N] */
 } StackActivations;
 
-typedef enum { PASS_FORWARD, PASS_TRAIN } PassKind;
+typedef enum { PASS_ENCODE, PASS_TRAIN } PassKind; /* the encoder's output alone; everything, and back */
 
 typedef struct {
     const Model *model;
@@ -3025,14 +3110,18 @@ typedef struct {
     bool dropout_shared;
     uint64_t dropout_key;
     StackActivations encoder, decoder;
-    act_t *logits; /* [logits_rows, V]: one chunk of the head */
+    logit_t *logits; /* [logits_rows, V]: one chunk of the head */
+    act_t *dlogits;  /* their gradient: takes their place where the types are one */
     size_t logits_rows;
-    stat_t *loss;                    /* [Nt] */
+    stat_t *loss; /* [Nt] */
+    /* So many layers of the encoder do not keep mlp_a, the largest of their activations: the backward pass makes it
+     * again from mlp_x, at the cost of one product. For batches that would not fit otherwise; the same bits. */
+    size_t recomputed;
     act_t *normed, *branch, *hidden; /* scratch of a layer's forward pass: [N,D], [N,D], [N,F] */
+    act_t *mlp_a;                    /* of the recomputed layers, in turn */
     act_t *dx, *dencoder;            /* gradients: of the residual stream [N,D], of the encoder's output [Ns,D] */
     act_t *dbranch, *dnormed, *dqkv, *dattended, *dhidden, *dmlp; /* scratch of the backward pass */
-    act_t *dcross_kv;
-    char *memory; /* all of the above */
+    char *memory;                                                 /* all of the above */
     size_t capacity;
 } Pass;
 
@@ -3040,9 +3129,21 @@ typedef struct {
  * often, more rows would only take memory. */
 enum { LOGITS_BYTES = 128 << 20 };
 
-static void layout_layer(Arena *arena, LayerActivations *l, const T5Config *c, bool is_decoder, size_t N, size_t Ns)
+static size_t logits_rows(const T5Config *c, size_t rows)
 {
-    size_t D = c->d_model, I = c->num_heads * c->d_kv, A = c->mlp == MLP_GATED_GELU ? 2 * c->d_ff : c->d_ff;
+    return min_size(rows, max_size(1, LOGITS_BYTES / (c->vocab_size * sizeof(logit_t))));
+}
+
+/* What the MLP's first product has for each row: gate and up, or only one of them. */
+static size_t mlp_width(const T5Config *c)
+{
+    return c->mlp == MLP_GATED_GELU ? 2 * c->d_ff : c->d_ff;
+}
+
+static void layout_layer(Arena *arena, LayerActivations *l, const T5Config *c, bool is_decoder, size_t N,
+                         bool keeps_mlp_a)
+{
+    size_t D = c->d_model, I = c->num_heads * c->d_kv;
     l->x = arena_take(arena, N * D, sizeof(act_t));
     l->qkv = arena_take(arena, N * 3 * I, sizeof(act_t));
     l->attended = arena_take(arena, N * I, sizeof(act_t));
@@ -3051,25 +3152,42 @@ static void layout_layer(Arena *arena, LayerActivations *l, const T5Config *c, b
     if (is_decoder) {
         l->cross_x = arena_take(arena, N * D, sizeof(act_t));
         l->cross_q = arena_take(arena, N * I, sizeof(act_t));
-        l->cross_kv = arena_take(arena, Ns * 2 * I, sizeof(act_t));
         l->cross_attended = arena_take(arena, N * I, sizeof(act_t));
         l->cross_rstd = arena_take(arena, N, sizeof(stat_t));
         l->cross_logsumexp = arena_take(arena, N * c->num_heads, sizeof(stat_t));
     }
     l->mlp_x = arena_take(arena, N * D, sizeof(act_t));
-    l->mlp_a = arena_take(arena, N * A, sizeof(act_t));
+    if (keeps_mlp_a) l->mlp_a = arena_take(arena, N * mlp_width(c), sizeof(act_t));
     l->mlp_rstd = arena_take(arena, N, sizeof(stat_t));
 }
 
-/* Training keeps every layer's activations; a forward pass alone lets all layers of a stack use one set. */
-static void layout_stack(Arena *arena, StackActivations *s, const T5Config *c, bool is_decoder, size_t n_layers,
-                         size_t N, size_t Ns, PassKind kind)
+/* The encoder: training keeps every layer's activations; a forward pass alone lets all layers use one set. */
+static void layout_encoder(Arena *arena, Pass *pass, const T5Config *c, size_t N, PassKind kind)
 {
-    for (size_t l = 0; l < n_layers; l++) {
-        if (kind == PASS_TRAIN || l == 0)
-            layout_layer(arena, &s->layers[l], c, is_decoder, N, Ns);
+    StackActivations *s = &pass->encoder;
+    const size_t kept = kind == PASS_TRAIN ? c->num_layers : 1;
+    if (pass->recomputed) pass->mlp_a = arena_take(arena, N * mlp_width(c), sizeof(act_t));
+    for (size_t l = 0; l < c->num_layers; l++) {
+        const bool keeps_mlp_a = l >= pass->recomputed;
+        if (l < kept)
+            layout_layer(arena, &s->layers[l], c, false, N, keeps_mlp_a);
         else
             s->layers[l] = s->layers[0];
+        if (!keeps_mlp_a) s->layers[l].mlp_a = pass->mlp_a;
+    }
+    s->x = arena_take(arena, N * c->d_model, sizeof(act_t));
+    s->out = arena_take(arena, N * c->d_model, sizeof(act_t));
+    s->rstd = arena_take(arena, N, sizeof(stat_t));
+}
+
+static void layout_decoder(Arena *arena, Pass *pass, const T5Config *c, size_t N, size_t Ns)
+{
+    StackActivations *s = &pass->decoder;
+    const size_t cross_kv = Ns * 2 * c->num_heads * c->d_kv;
+    s->cross_kv = arena_take(arena, c->num_decoder_layers * cross_kv, sizeof(act_t));
+    for (size_t l = 0; l < c->num_decoder_layers; l++) {
+        layout_layer(arena, &s->layers[l], c, true, N, true);
+        s->layers[l].cross_kv = s->cross_kv ? s->cross_kv + l * cross_kv : NULL;
     }
     s->x = arena_take(arena, N * c->d_model, sizeof(act_t));
     s->out = arena_take(arena, N * c->d_model, sizeof(act_t));
@@ -3078,16 +3196,19 @@ static void layout_stack(Arena *arena, StackActivations *s, const T5Config *c, b
 
 static void layout_pass(Arena *arena, Pass *pass, const T5Config *c, size_t Ns, size_t Nt, PassKind kind)
 {
-    size_t N = max_size(Ns, Nt), D = c->d_model, I = c->num_heads * c->d_kv, F = c->d_ff;
-    layout_stack(arena, &pass->encoder, c, false, c->num_layers, Ns, Ns, kind);
-    layout_stack(arena, &pass->decoder, c, true, c->num_decoder_layers, Nt, Ns, kind);
-    pass->logits_rows = min_size(Nt, max_size(1, LOGITS_BYTES / (c->vocab_size * sizeof(act_t))));
-    pass->logits = arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(act_t));
-    pass->loss = arena_take(arena, Nt, sizeof(stat_t));
+    size_t N = kind == PASS_TRAIN ? max_size(Ns, Nt) : Ns, D = c->d_model, I = c->num_heads * c->d_kv, F = c->d_ff;
+    layout_encoder(arena, pass, c, Ns, kind);
     pass->normed = arena_take(arena, N * D, sizeof(act_t));
     pass->branch = arena_take(arena, N * D, sizeof(act_t));
     pass->hidden = arena_take(arena, N * F, sizeof(act_t));
-    if (kind == PASS_FORWARD) return;
+    if (kind == PASS_ENCODE) return;
+    layout_decoder(arena, pass, c, Nt, Ns);
+    pass->logits_rows = logits_rows(c, Nt);
+    pass->logits = arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(logit_t));
+    pass->dlogits = sizeof(act_t) == sizeof(logit_t)
+                        ? (act_t *)pass->logits
+                        : arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(act_t));
+    pass->loss = arena_take(arena, Nt, sizeof(stat_t));
     pass->dx = arena_take(arena, N * D, sizeof(act_t));
     pass->dencoder = arena_take(arena, Ns * D, sizeof(act_t));
     pass->dbranch = arena_take(arena, N * D, sizeof(act_t));
@@ -3095,15 +3216,15 @@ static void layout_pass(Arena *arena, Pass *pass, const T5Config *c, size_t Ns, 
     pass->dqkv = arena_take(arena, N * 3 * I, sizeof(act_t));
     pass->dattended = arena_take(arena, N * I, sizeof(act_t));
     pass->dhidden = arena_take(arena, N * F, sizeof(act_t));
-    pass->dmlp = arena_take(arena, N * (c->mlp == MLP_GATED_GELU ? 2 * F : F), sizeof(act_t));
-    pass->dcross_kv = arena_take(arena, Ns * 2 * I, sizeof(act_t));
+    pass->dmlp = arena_take(arena, N * mlp_width(c), sizeof(act_t));
 }
 
 /* The bytes that a pass over so many rows needs. */
-static size_t pass_bytes(const T5Config *config, size_t source_rows, size_t target_rows, PassKind kind)
+static size_t pass_bytes(const T5Config *config, size_t source_rows, size_t target_rows, PassKind kind,
+                         size_t recomputed)
 {
     LayerActivations *layers = host_alloc(config->num_layers + config->num_decoder_layers, sizeof *layers);
-    Pass pass = {.encoder.layers = layers, .decoder.layers = layers + config->num_layers};
+    Pass pass = {.encoder.layers = layers, .decoder.layers = layers + config->num_layers, .recomputed = recomputed};
     Arena arena = {0};
     layout_pass(&arena, &pass, config, source_rows, target_rows, kind);
     free(layers);
@@ -3115,7 +3236,7 @@ static int pass_prepare(Pass *pass, const Model *model, const Prompts *prompts, 
                         Error *error)
 {
     const T5Config *c = &model->config;
-    size_t bytes = pass_bytes(c, batch->source.rows, batch->target.rows, kind);
+    size_t bytes = pass_bytes(c, batch->source.rows, batch->target.rows, kind, pass->recomputed);
     Arena arena = {0};
     if (!pass->encoder.layers) {
         pass->encoder.layers = host_alloc(c->num_layers, sizeof(LayerActivations));
@@ -3184,8 +3305,7 @@ static void norm_and_project(Pass *pass, act_t *y, stat_t *rstd, const act_t *x,
 static void project_and_add(Pass *pass, act_t *out, const act_t *x, const act_t *y, const Tensor *w,
                             const Sequences *seqs, Dropout dropout)
 {
-    linear_forward(pass->model->dev, pass->branch, y, w->data, seqs->rows, w->columns, w->rows);
-    residual_forward(pass->model->dev, out, x, pass->branch, seqs, w->rows, &dropout);
+    linear_residual_forward(pass->model->dev, out, x, y, w->data, pass->branch, seqs, w->columns, w->rows, &dropout);
 }
 
 static Attention self_attention(const Pass *pass, const Stack *stack, size_t l, const LayerActivations *a)
@@ -3245,8 +3365,6 @@ static void cross_attention_forward(Pass *pass, const Stack *stack, size_t l, ac
     Attention attention = cross_attention(pass, stack, l, a);
     norm_and_project(pass, a->cross_q, a->cross_rstd, a->cross_x, w->cross_norm, w->cross_q, batch->target.rows,
                      w->cross_q->rows);
-    linear_forward(pass->model->dev, a->cross_kv, pass->encoder.out, w->cross_k->data, batch->source.rows,
-                   w->cross_k->columns, 2 * w->cross_k->rows);
     attention_forward(pass->model->dev, a->cross_attended, a->cross_logsumexp, &attention);
     project_and_add(pass, out, a->cross_x, a->cross_attended, w->cross_o, &batch->target,
                     dropout_at(pass, stack, l, DROP_CROSS_ATTENDED));
@@ -3259,10 +3377,26 @@ static void mlp_forward(Pass *pass, const Stack *stack, size_t l, act_t *out)
     const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
     LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
     Dropout dropout = dropout_at(pass, stack, l, DROP_HIDDEN);
-    norm_and_project(pass, a->mlp_a, a->mlp_rstd, a->mlp_x, w->mlp_norm, w->wi_0, seqs->rows,
-                     w->wi_1 ? 2 * c->d_ff : c->d_ff);
-    mlp_activation_forward(pass->model->dev, c->mlp, pass->hidden, a->mlp_a, seqs, c->d_ff, &dropout);
+    rmsnorm_forward(pass->model->dev, pass->normed, a->mlp_rstd, a->mlp_x, w->mlp_norm->data, seqs->rows, c->d_model,
+                    c->layer_norm_epsilon);
+    linear_mlp_forward(pass->model->dev, c->mlp, pass->hidden, a->mlp_a, pass->normed, w->wi_0->data, seqs, c->d_model,
+                       c->d_ff, &dropout);
     project_and_add(pass, out, a->mlp_x, pass->hidden, w->wo, seqs, dropout_at(pass, stack, l, DROP_MLP));
+}
+
+/* How far apart the same tensor of two neighbouring layers lies, in elements. */
+static size_t layer_stride(const Stack *stack)
+{
+    return stack->n_layers > 1 ? stack->layers[1].self_q->offset - stack->layers[0].self_q->offset : 0;
+}
+
+/* The keys and values that all layers of the decoder have of the encoder's output: it is the same for all of them. */
+static void cross_kv_forward(const Model *model, act_t *cross_kv, const act_t *encoder_out, size_t rows)
+{
+    const Stack *decoder = &model->decoder;
+    const Tensor *k = decoder->layers[0].cross_k; /* and v behind it */
+    linear_forward_layers(model->dev, cross_kv, encoder_out, k->data, rows, k->columns, 2 * k->rows, decoder->n_layers,
+                          layer_stride(decoder), rows * 2 * k->rows);
 }
 
 /* Embedding, layers, final norm; dropout after the first and the last. */
@@ -3301,6 +3435,7 @@ static void t5_forward(Pass *pass)
 {
     const Model *model = pass->model;
     stack_forward(pass, &model->encoder);
+    cross_kv_forward(model, pass->decoder.cross_kv, pass->encoder.out, pass->batch->source.rows);
     stack_forward(pass, &model->decoder);
     if (model->config.tied_head)
         scale_forward(model->dev, pass->decoder.out, head_scale(&model->config),
@@ -3436,18 +3571,20 @@ static void mlp_backward(Pass *pass, const Gradients *grads, const Stack *stack,
     const T5Config *c = &pass->model->config;
     const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
     const LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
-    Dropout dropout = dropout_at(pass, stack, l, DROP_HIDDEN);
-    if (gradient_wanted(grads, pass->model, w->wo, 1)) /* again */
-        mlp_activation_forward(pass->model->dev, c->mlp, pass->hidden, a->mlp_a, seqs, c->d_ff, &dropout);
-    project_and_add_backward(pass, grads, pass->dhidden, pass->dx, pass->hidden, w->wo, seqs,
-                             dropout_at(pass, stack, l, DROP_MLP));
-    mlp_activation_backward(pass->model->dev, c->mlp, pass->dmlp, pass->dhidden, a->mlp_a, seqs, c->d_ff, &dropout);
+    Dropout dropout = dropout_at(pass, stack, l, DROP_HIDDEN), dropout_out = dropout_at(pass, stack, l, DROP_MLP);
+    act_t *hidden = gradient_wanted(grads, pass->model, w->wo, 1) ? pass->hidden : NULL; /* again */
+    if (!stack->is_decoder && l < pass->recomputed)
+        norm_and_project(pass, a->mlp_a, a->mlp_rstd, a->mlp_x, w->mlp_norm, w->wi_0, seqs->rows, mlp_width(c));
+    residual_backward(pass->model->dev, pass->dbranch, pass->dx, seqs, c->d_model, &dropout_out);
+    linear_mlp_backward(pass->model->dev, c->mlp, pass->dmlp, pass->dhidden, hidden, pass->dbranch, w->wo->data,
+                        a->mlp_a, seqs, c->d_model, c->d_ff, &dropout);
+    linear_gradient(pass, grads, w->wo, 1, pass->dbranch, pass->hidden, seqs->rows);
     norm_and_project_backward(pass, grads, pass->dx, pass->dmlp, a->mlp_x, a->mlp_rstd, w->mlp_norm, w->wi_0,
                               w->wi_1 ? 2 : 1, seqs->rows, false);
 }
 
-/* Adds to dencoder. stop_here: nothing below this sub-layer's query side is trained, so only the keys' and values'
- * gradient is wanted. */
+/* The gradients of this layer's keys and values take their place, for cross_kv_backward. stop_here: nothing below this
+ * sub-layer's query side is trained, so only they are wanted. */
 static void cross_attention_backward(Pass *pass, const Gradients *grads, const Stack *stack, size_t l, bool stop_here)
 {
     const Layer *w = &stack->layers[l];
@@ -3458,14 +3595,25 @@ static void cross_attention_backward(Pass *pass, const Gradients *grads, const S
     Attention attention = cross_attention(pass, stack, l, a);
     project_and_add_backward(pass, grads, pass->dattended, pass->dx, a->cross_attended, w->cross_o, &batch->target,
                              dropout_at(pass, stack, l, DROP_CROSS_ATTENDED));
-    attention_backward(model->dev, pass->dqkv, pass->dcross_kv, pass->dcross_kv + I, NULL, pass->dattended,
-                       a->cross_attended, a->cross_logsumexp, &attention);
-    linear_backward_input(model->dev, pass->dencoder, pass->dcross_kv, w->cross_k->data, batch->source.rows,
-                          w->cross_k->columns, 2 * I, true);
-    linear_gradient(pass, grads, w->cross_k, 2, pass->dcross_kv, pass->encoder.out, batch->source.rows);
+    attention_backward(model->dev, pass->dqkv, a->cross_kv, a->cross_kv + I, NULL, pass->dattended, a->cross_attended,
+                       a->cross_logsumexp, &attention);
     if (stop_here) return;
     norm_and_project_backward(pass, grads, pass->dx, pass->dqkv, a->cross_x, a->cross_rstd, w->cross_norm, w->cross_q,
                               1, batch->target.rows, false);
+}
+
+/* From the gradients of all layers' keys and values to that of the encoder's output, dencoder (=), and to the weights
+ * that made them. */
+static void cross_kv_backward(Pass *pass, const Gradients *grads)
+{
+    const Stack *decoder = &pass->model->decoder;
+    const Tensor *k = decoder->layers[0].cross_k;
+    const size_t rows = pass->batch->source.rows;
+    linear_backward_input_layers(pass->model->dev, pass->dencoder, pass->decoder.cross_kv, k->data, rows, k->columns,
+                                 2 * k->rows, decoder->n_layers, layer_stride(decoder), rows * 2 * k->rows);
+    for (size_t l = decoder->n_layers; l-- > 0;)
+        linear_gradient(pass, grads, decoder->layers[l].cross_k, 2, pass->decoder.layers[l].cross_kv, pass->encoder.out,
+                        rows);
 }
 
 static void self_attention_backward(Pass *pass, const Gradients *grads, const Stack *stack, size_t l, bool stop_here)
@@ -3550,13 +3698,13 @@ static void head_forward_backward(Pass *pass, const LossSettings *settings, cons
     for (size_t first = 0; first < rows; first += pass->logits_rows) {
         size_t n = min_size(pass->logits_rows, rows - first);
         const act_t *x = pass->decoder.out + first * D;
-        linear_forward(model->dev, pass->logits, x, w, n, D, V);
-        softmax_cross_entropy(model->dev, pass->loss + first, pass->logits, pass->batch->targets + first, n, V,
-                              settings, grads != NULL);
+        head_forward(model->dev, pass->logits, x, w, n, D, V);
+        softmax_cross_entropy(model->dev, pass->loss + first, grads ? pass->dlogits : NULL, pass->logits,
+                              pass->batch->targets + first, n, V, settings);
         if (!grads) continue;
-        linear_backward_input(model->dev, ddecoder + first * D, pass->logits, w, n, D, V, false);
+        linear_backward_input(model->dev, ddecoder + first * D, pass->dlogits, w, n, D, V, false);
         if (gradient_wanted(grads, model, model->head, 1))
-            linear_backward_weight(model->dev, gradient_place(grads, model, model->head), pass->logits, x, n, D, V,
+            linear_backward_weight(model->dev, gradient_place(grads, model, model->head), pass->dlogits, x, n, D, V,
                                    grads->accumulate || first > 0);
     }
 }
@@ -3582,8 +3730,8 @@ static double t5_loss(Pass *pass, const LossSettings *settings, const Gradients 
     if (grads) {
         if (!c->tied_head) gradient_finished(grads, model, model->head, 1);
         if (c->tied_head) scale_forward(model->dev, pass->branch, head_scale(c), batch->target.rows * c->d_model);
-        device_clear(model->dev, pass->dencoder, batch->source.rows * c->d_model * sizeof *pass->dencoder);
         stack_backward(pass, grads, &model->decoder, pass->branch);
+        cross_kv_backward(pass, grads);
         stack_backward(pass, grads, &model->encoder, pass->dencoder);
         gradient_finished(grads, model, model->shared, 1);
     }
@@ -3616,7 +3764,7 @@ static int prompts_allocate(Prompts *prompts, const Model *model, size_t count, 
 {
     prompts->count = count;
     prompts->length = length;
-    prompts->rows = device_alloc(max_size(1, count * length * model->config.d_model) * sizeof *prompts->rows);
+    prompts->rows = weights_alloc(max_size(1, count * length * model->config.d_model));
     if (!prompts->rows)
         return error_set(error, EXIT_FAILED, "memory: no room for %zu prompts of %zu rows", count, length);
     return 0;
@@ -3624,7 +3772,7 @@ static int prompts_allocate(Prompts *prompts, const Model *model, size_t count, 
 
 static void prompts_free(Prompts *prompts)
 {
-    device_free(prompts->rows);
+    weights_free(prompts->rows);
     memset(prompts, 0, sizeof *prompts);
 }
 
@@ -3827,8 +3975,8 @@ static void lora_free(Lora *lora)
     if (!lora) return;
     free(lora->targets);
     free(lora->wanted);
-    device_free(lora->adapters);
-    device_free(lora->bases);
+    weights_free(lora->adapters);
+    weights_free(lora->bases);
     free(lora);
 }
 
@@ -3840,11 +3988,11 @@ static int lora_attach(Model *model, bool *wanted, size_t rank, double alpha, bo
     lora->scale = (float)(alpha / (rank_stabilised ? sqrt((double)rank) : (double)rank));
     lora->targets = host_alloc(model->n_tensors, sizeof *lora->targets);
     lora_layout(lora, model);
-    lora->adapters = device_alloc(lora->n_adapters * sizeof *lora->adapters);
-    lora->bases = lora->adapters ? device_alloc(lora->n_bases * sizeof *lora->bases) : NULL;
+    lora->adapters = weights_alloc(lora->n_adapters);
+    lora->bases = lora->adapters ? weights_alloc(lora->n_bases) : NULL;
     if (!lora->bases) {
         error_set(error, EXIT_FAILED, "memory: no room for a LoRA of rank %zu (%.1f MB)", rank,
-                  (double)((lora->n_adapters + lora->n_bases) * sizeof *lora->bases) / 1e6);
+                  (double)((lora->n_adapters + lora->n_bases) * WEIGHT_BYTES) / 1e6);
         lora_free(lora);
         return -1;
     }
@@ -3852,8 +4000,7 @@ static int lora_attach(Model *model, bool *wanted, size_t rank, double alpha, bo
     lora_layout(lora, model);
     for (size_t i = 0; i < lora->count; i++) {
         const Tensor *tensor = lora->targets[i].tensor;
-        device_copy(model->dev, lora->targets[i].base, tensor->data,
-                    tensor->rows * tensor->columns * sizeof *tensor->data);
+        weights_copy(model->dev, lora->targets[i].base, tensor->data, tensor->rows * tensor->columns);
     }
     model->lora = lora;
     return 0;
@@ -3875,8 +4022,7 @@ void lora_unmerge(const Model *model)
 {
     for (size_t i = 0; model->lora && i < model->lora->count; i++) {
         const Tensor *tensor = model->lora->targets[i].tensor;
-        device_copy(model->dev, tensor->data, model->lora->targets[i].base,
-                    tensor->rows * tensor->columns * sizeof *tensor->data);
+        weights_copy(model->dev, tensor->data, model->lora->targets[i].base, tensor->rows * tensor->columns);
     }
 }
 
@@ -3898,16 +4044,17 @@ int lora_create(Model *model, const char *targets, size_t rank, double alpha, ui
     if (!isfinite(alpha)) return error_set(error, EXIT_USAGE, "LoRA alpha: expected a number, found %g", alpha);
     if (!(wanted = lora_select(model, targets, error))) return -1;
     if (lora_attach(model, wanted, rank, alpha, false, error)) return -1;
-    device_clear(model->dev, model->lora->adapters, model->lora->n_adapters * sizeof *model->lora->adapters);
     for (size_t i = 0; i < model->lora->count; i++) {
         const LoraTarget *target = &model->lora->targets[i];
-        size_t n = rank * target->tensor->columns;
+        size_t n = rank * target->tensor->columns, n_b = rank * target->tensor->rows;
         double bound = 1 / sqrt((double)target->tensor->columns);
         uint64_t key = random_fold(seed, (uint64_t)(target->tensor - model->tensors));
-        float *a = host_alloc(n, sizeof *a);
+        float *a = host_alloc(n, sizeof *a), *b = host_alloc(n_b, sizeof *b);
         for (size_t k = 0; k < n; k++) a[k] = (float)(bound * (2 * random_uniform(key, k) - 1));
         weights_upload(model->dev, target->a, a, n);
+        weights_upload(model->dev, target->b, b, n_b);
         free(a);
+        free(b);
     }
     return 0;
 }
@@ -4305,7 +4452,7 @@ static int gradients_create(Gradients *grads, char **memory, const Model *model,
 static size_t lora_memory(const Model *model, bool trained)
 {
     const Lora *lora = model->lora;
-    size_t bytes = (lora->n_adapters + lora->n_bases) * sizeof(weight_t);
+    size_t bytes = (lora->n_adapters + lora->n_bases) * WEIGHT_BYTES;
     if (trained) bytes += (largest_layer_gradient(&model->config) + 2 * lora->n_adapters) * sizeof(stat_t);
     return bytes;
 }
@@ -4332,7 +4479,7 @@ size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool
         free(lora.wanted);
     }
     table_free(&model);
-    return (lora.n_adapters + lora.n_bases) * sizeof(weight_t) + (trained ? arena.used + moments * sizeof(stat_t) : 0);
+    return (lora.n_adapters + lora.n_bases) * WEIGHT_BYTES + (trained ? arena.used + moments * sizeof(stat_t) : 0);
 }
 
 /* ================================================================================================================
@@ -4352,8 +4499,10 @@ typedef struct {
     Pass *pass; /* the encoder's pass: its output and lengths */
     Batch *batch;
     size_t capacity, max_steps; /* rows, steps */
-    act_t **cache, **cross_kv;  /* for each decoder layer: [max_steps, capacity, 3I], [Ns, 2I] */
-    act_t *x, *y, *normed, *branch, *q, *attended, *mlp_a, *hidden, *logits;
+    act_t **cache;              /* for each decoder layer: [max_steps, capacity, 3I] */
+    act_t *cross_kv;            /* [L, Ns, 2I] */
+    act_t *x, *y, *normed, *branch, *q, *attended, *mlp_a, *hidden;
+    logit_t *logits;
     size_t logits_rows;
     stat_t *rstd, *logsumexp, *logp;
     int32_t *words, *ids, *ancestors, *rows_of_inputs; /* device */
@@ -4377,10 +4526,9 @@ static void decoder_layout(Decoder *d, Arena *arena, size_t candidates)
 {
     const T5Config *c = &d->model->config;
     size_t R = d->capacity, D = c->d_model, I = c->num_heads * c->d_kv, F = c->d_ff, inputs = d->batch->count;
-    for (size_t l = 0; l < c->num_decoder_layers; l++) {
+    for (size_t l = 0; l < c->num_decoder_layers; l++)
         d->cache[l] = arena_take(arena, d->max_steps * R * 3 * I, sizeof(act_t));
-        d->cross_kv[l] = arena_take(arena, d->batch->source.rows * 2 * I, sizeof(act_t));
-    }
+    d->cross_kv = arena_take(arena, c->num_decoder_layers * d->batch->source.rows * 2 * I, sizeof(act_t));
     d->x = arena_take(arena, R * D, sizeof(act_t));
     d->y = arena_take(arena, R * D, sizeof(act_t));
     d->normed = arena_take(arena, R * D, sizeof(act_t));
@@ -4389,8 +4537,8 @@ static void decoder_layout(Decoder *d, Arena *arena, size_t candidates)
     d->attended = arena_take(arena, R * I, sizeof(act_t));
     d->mlp_a = arena_take(arena, R * 2 * F, sizeof(act_t));
     d->hidden = arena_take(arena, R * F, sizeof(act_t));
-    d->logits_rows = min_size(R, max_size(1, LOGITS_BYTES / (c->vocab_size * sizeof(act_t))));
-    d->logits = arena_take(arena, d->logits_rows * c->vocab_size, sizeof(act_t));
+    d->logits_rows = logits_rows(c, R);
+    d->logits = arena_take(arena, d->logits_rows * c->vocab_size, sizeof(logit_t));
     d->rstd = arena_take(arena, R, sizeof(stat_t));
     d->logsumexp = arena_take(arena, R * c->num_heads, sizeof(stat_t));
     d->logp = arena_take(arena, R * candidates, sizeof(stat_t));
@@ -4404,7 +4552,6 @@ static void decoder_layout(Decoder *d, Arena *arena, size_t candidates)
 static void decoder_free(Decoder *d)
 {
     free(d->cache);
-    free(d->cross_kv);
     free(d->host_ancestors);
     free(d->next_ancestors);
     free(d->source_start);
@@ -4415,14 +4562,8 @@ static void decoder_free(Decoder *d)
 /* Encodes the batch and projects what the decoder layers will attend to. */
 static void decoder_encode(Decoder *d)
 {
-    const Model *model = d->model;
-    const T5Config *c = &model->config;
-    size_t rows = d->batch->source.rows;
-    stack_forward(d->pass, &model->encoder);
-    for (size_t l = 0; l < c->num_decoder_layers; l++) {
-        const Tensor *k = model->decoder.layers[l].cross_k;
-        linear_forward(model->dev, d->cross_kv[l], d->pass->encoder.out, k->data, rows, k->columns, 2 * k->rows);
-    }
+    stack_forward(d->pass, &d->model->encoder);
+    cross_kv_forward(d->model, d->cross_kv, d->pass->encoder.out, d->batch->source.rows);
 }
 
 static int decoder_create(Decoder *d, const Model *model, Pass *pass, Batch *batch, size_t beams, size_t max_steps,
@@ -4434,7 +4575,6 @@ static int decoder_create(Decoder *d, const Model *model, Pass *pass, Batch *bat
     *d = (Decoder){
         .model = model, .pass = pass, .batch = batch, .capacity = batch->count * beams, .max_steps = max_steps};
     d->cache = host_alloc(layers, sizeof *d->cache);
-    d->cross_kv = host_alloc(layers, sizeof *d->cross_kv);
     d->host_ancestors = host_alloc(d->capacity * max_steps, sizeof *d->host_ancestors);
     d->next_ancestors = host_alloc(d->capacity * max_steps, sizeof *d->next_ancestors);
     d->source_start = host_alloc(batch->count, sizeof *d->source_start);
@@ -4467,11 +4607,11 @@ static void decoder_layer_step(Decoder *d, size_t l, size_t step, size_t rows, c
     const T5Config *c = &model->config;
     const Layer *w = &model->decoder.layers[l];
     size_t D = c->d_model, I = c->num_heads * c->d_kv;
-    act_t *qkv = d->cache[l] + step * d->capacity * 3 * I;
+    act_t *qkv = d->cache[l] + step * d->capacity * 3 * I, *cross_kv = d->cross_kv + l * keys->rows * 2 * I;
     const Dropout none = {0};
     Attention cross = {.q = d->q,
-                       .k = d->cross_kv[l],
-                       .v = d->cross_kv[l] + I,
+                       .k = cross_kv,
+                       .v = cross_kv + I,
                        .q_stride = I,
                        .kv_stride = 2 * I,
                        .queries = *queries,
@@ -4484,20 +4624,16 @@ static void decoder_layer_step(Decoder *d, size_t l, size_t step, size_t rows, c
     attention_cached_forward(model->dev, d->attended, d->cache[l], d->ancestors, rows, step + 1, d->max_steps,
                              d->capacity, c->num_heads, c->d_kv, model->decoder.relative_bias->data,
                              d->bucket + d->max_steps - 1, c->buckets);
-    linear_forward(model->dev, d->branch, d->attended, w->self_o->data, rows, I, D);
-    residual_forward(model->dev, d->x, d->x, d->branch, queries, D, &none);
+    linear_residual_forward(model->dev, d->x, d->x, d->attended, w->self_o->data, d->branch, queries, I, D, &none);
 
     rmsnorm_forward(model->dev, d->normed, d->rstd, d->x, w->cross_norm->data, rows, D, c->layer_norm_epsilon);
     linear_forward(model->dev, d->q, d->normed, w->cross_q->data, rows, D, I);
     attention_forward(model->dev, d->attended, d->logsumexp, &cross);
-    linear_forward(model->dev, d->branch, d->attended, w->cross_o->data, rows, I, D);
-    residual_forward(model->dev, d->x, d->x, d->branch, queries, D, &none);
+    linear_residual_forward(model->dev, d->x, d->x, d->attended, w->cross_o->data, d->branch, queries, I, D, &none);
 
     rmsnorm_forward(model->dev, d->normed, d->rstd, d->x, w->mlp_norm->data, rows, D, c->layer_norm_epsilon);
-    linear_forward(model->dev, d->mlp_a, d->normed, w->wi_0->data, rows, D, w->wi_1 ? 2 * c->d_ff : c->d_ff);
-    mlp_activation_forward(model->dev, c->mlp, d->hidden, d->mlp_a, queries, c->d_ff, &none);
-    linear_forward(model->dev, d->branch, d->hidden, w->wo->data, rows, c->d_ff, D);
-    residual_forward(model->dev, d->x, d->x, d->branch, queries, D, &none);
+    linear_mlp_forward(model->dev, c->mlp, d->hidden, d->mlp_a, d->normed, w->wi_0->data, queries, D, c->d_ff, &none);
+    linear_residual_forward(model->dev, d->x, d->x, d->hidden, w->wo->data, d->branch, queries, c->d_ff, D, &none);
 }
 
 /* One step: `rows_each` rows for each of the live inputs live[n_live], whose newest tokens are ids. Gives the k most
@@ -4537,9 +4673,9 @@ static void decoder_step(Decoder *d, size_t step, const size_t *live, size_t n_l
     if (c->tied_head) scale_forward(model->dev, d->y, head_scale(c), rows * D);
     for (size_t first = 0; first < rows; first += d->logits_rows) {
         size_t n = min_size(d->logits_rows, rows - first);
-        linear_forward(model->dev, d->logits, d->y + first * D, model->head->data, n, D, V);
+        head_forward(model->dev, d->logits, d->y + first * D, model->head->data, n, D, V);
         top_log_probabilities(model->dev, d->logp + first * k, d->words + first * k, d->logits, n, V, k);
-        if (logits) activations_download(model->dev, logits + first * V, d->logits, n * V);
+        if (logits) logits_download(model->dev, logits + first * V, d->logits, n * V);
     }
     stats_download(model->dev, logp, d->logp, rows * k);
     device_download(model->dev, words, d->words, rows * k * sizeof *words);
@@ -4877,7 +5013,7 @@ static int decode_batch(const Model *model, const Prompts *prompts, const TokenE
     }
     status = batch_build(&batch, model, examples, count, prompts ? prompts->length : 0, prompts ? prompts->count : 0, 0,
                          no_rows, 0, error);
-    if (!status) status = pass_prepare(&pass, model, prompts, &batch, PASS_FORWARD, error);
+    if (!status) status = pass_prepare(&pass, model, prompts, &batch, PASS_ENCODE, error);
     if (!status)
         status =
             decoder_create(&decoder, model, &pass, &batch, settings->beams, settings->max_length, candidates, error);
@@ -4906,9 +5042,8 @@ static size_t decoding_inputs(const T5Config *c, size_t beams, size_t max_steps,
 
 static size_t decoding_bytes(const T5Config *c, size_t beams, size_t max_steps, size_t longest, size_t count)
 {
-    size_t n = min_size(decoding_inputs(c, beams, max_steps, longest), count), row = c->vocab_size * sizeof(act_t);
-    return n * decoder_bytes_per_input(c, beams, max_steps, longest) +
-           min_size(n * beams, max_size(1, LOGITS_BYTES / row)) * row;
+    size_t n = min_size(decoding_inputs(c, beams, max_steps, longest), count), logits = logits_rows(c, n * beams);
+    return n * decoder_bytes_per_input(c, beams, max_steps, longest) + logits * c->vocab_size * sizeof(logit_t);
 }
 
 typedef struct {
@@ -5453,6 +5588,7 @@ typedef struct {
     int64_t steps, checkpoint_every;
     AdafactorSettings model, prompt, lora;
     float dropout;
+    size_t recomputed; /* encoder layers, see Pass */
     LossSettings loss;
 } Stage;
 
@@ -5533,6 +5669,7 @@ static int train_step(Trainer *t, const Model *model, const Prompts *prompts, co
     memset(result, 0, sizeof *result);
     if (by_rows) touched = touched_ids(&model->config, examples, count, &n_touched);
     if (n_touched > t->plan.n_touched) status = trainer_make_room(t, model, prompts, n_touched + n_touched / 4, error);
+    t->pass.recomputed = stage->recomputed;
     t->pass.dropout = stage->dropout;
     t->pass.dropout_shared = dropout_shared;
     t->pass.dropout_key = key;
@@ -5598,10 +5735,10 @@ static size_t model_moments(const T5Config *c)
 }
 
 /* Bytes of training a stage: weights, moments, gradients, activations. source_rows and target_rows are of a micro-batch
- * (prompts counted), all_rows of the whole batch. */
+ * (prompts counted), all_rows of the whole batch; recomputed: see Pass. */
 static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_prompt_rows, bool trains_model,
                              bool trains_prompts, size_t source_rows, size_t target_rows, size_t all_rows, bool keep,
-                             double weight_decay)
+                             double weight_decay, size_t recomputed)
 {
     bool by_rows = !c->tied_head && weight_decay == 0 && is_factored(c->vocab_size, c->d_model, false);
     GradientPlan plan = {.model = trains_model,
@@ -5612,8 +5749,19 @@ static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_promp
     Arena arena = {0};
     Gradients grads;
     gradients_layout(&arena, &grads, c, n_weights, &plan, n_prompt_rows);
-    return arena.used + (n_weights + 2 * n_prompt_rows * c->d_model) * sizeof(weight_t) + moments * sizeof(stat_t) +
-           pass_bytes(c, source_rows, target_rows, PASS_TRAIN);
+    return arena.used + (n_weights + 2 * n_prompt_rows * c->d_model) * WEIGHT_BYTES + moments * sizeof(stat_t) +
+           pass_bytes(c, source_rows, target_rows, PASS_TRAIN, recomputed);
+}
+
+/* The fewest recomputed layers with which a stage takes `surplus` bytes less than without any, or all of them where
+ * that is not to be had. */
+static size_t recomputed_to_save(const T5Config *c, size_t source_rows, size_t target_rows, size_t surplus)
+{
+    const size_t all = pass_bytes(c, source_rows, target_rows, PASS_TRAIN, 0);
+    size_t n = 0;
+    while (n < c->num_layers && all - pass_bytes(c, source_rows, target_rows, PASS_TRAIN, n) < surplus)
+        n += n ? 1 : 2; /* one alone saves nothing: there is one place for all of them */
+    return min_size(n, c->num_layers);
 }
 
 /* --- progress, on stderr: a line that is redrawn on a terminal, plain lines now and then in a file */
@@ -5693,6 +5841,7 @@ typedef struct {
     size_t n_stages;
     uint64_t seed;
     size_t batch, micro;
+    int recompute; /* --recompute: encoder layers, see Pass; -1: as few as fit */
     bool dropout_shared, quiet;
     bool keep_checkpoints, writes_npy;
     bool lora_comes_off; /* ProMoT with a LoRA in the prompt's place: general ability is that of the model without it */
@@ -6609,7 +6758,7 @@ static size_t alignment_pass_bytes(const T5Config *config, size_t prompt_length,
             source += examples[i].input_length + (examples[i].prompt >= 0 ? prompt_length : 0);
             target += examples[i].target_length;
         }
-        most = max_size(most, pass_bytes(config, source, target, PASS_TRAIN));
+        most = max_size(most, pass_bytes(config, source, target, PASS_TRAIN, 0));
     }
     return most;
 }
@@ -6953,3 +7102,5 @@ int main(int argc, char **argv)
     return promot_main(argc, argv);
 }
 #endif
+
+#endif /* PROMOT_KERNELS_ONLY */

@@ -24,16 +24,30 @@
 /* ================================================================================================================
  * The seam: element types
  *
- * The CPU keeps all three in fp32. A GPU keeps activations and weights in 16 bits and statistics in fp32. The tests
- * compile everything in double (-DPROMOT_DOUBLE) to compare each backward pass with finite differences. */
+ * The CPU keeps all of them in fp32. A GPU (-DPROMOT_GPU) keeps activations in bf16, and a weight as two halves in two
+ * places: its bf16 rounding, which products read, and the 16 bits that are missing to the exact fp32, which only the
+ * optimizer reads and writes. The tests compile everything in double (-DPROMOT_DOUBLE) to compare each backward pass
+ * with finite differences. */
+#ifdef PROMOT_GPU
+typedef struct {
+    uint16_t bits;
+} bf16_t;
+typedef bf16_t act_t;
+typedef bf16_t weight_t; /* the upper half; gpu/device.cu knows where the lower one is */
+typedef float logit_t, stat_t;
+enum { WEIGHT_BYTES = 4 };
+#else
 #ifdef PROMOT_DOUBLE
 typedef double real_t;
 #else
 typedef float real_t;
 #endif
-typedef real_t act_t;    /* activations and their gradients */
-typedef real_t weight_t; /* weights and soft prompts */
-typedef real_t stat_t;   /* weight gradients, second moments, softmax normalisers, losses */
+typedef real_t act_t;                     /* activations and their gradients */
+typedef real_t weight_t;                  /* weights and soft prompts */
+typedef real_t logit_t;                   /* the head's output */
+typedef real_t stat_t;                    /* weight gradients, second moments, softmax normalisers, losses */
+enum { WEIGHT_BYTES = sizeof(weight_t) }; /* of memory for each weight */
+#endif
 
 /* ================================================================================================================
  * The seam: memory
@@ -49,15 +63,20 @@ void device_close(Device *dev);
 int device_threads(const Device *dev);
 bool device_has_bf16(void); /* this processor multiplies bf16 in hardware */
 
-void *device_alloc(size_t bytes); /* 64-byte aligned, not cleared; NULL when there is no memory */
+size_t device_memory_available(void); /* bytes, roughly; 0: unknown */
+void *device_alloc(size_t bytes);     /* 64-byte aligned, not cleared; NULL when there is no memory */
 void device_free(void *memory);
+weight_t *weights_alloc(size_t n); /* weights may lie in such memory only; NULL when there is none */
+void weights_free(weight_t *weights);
 void device_clear(Device *dev, void *memory, size_t bytes);
 void device_copy(Device *dev, void *to, const void *from, size_t bytes);
 void device_upload(Device *dev, void *to, const void *host, size_t bytes); /* raw bytes: indices */
 void device_download(Device *dev, void *host, const void *from, size_t bytes);
+void weights_copy(Device *dev, weight_t *to, const weight_t *from, size_t n);
 void weights_upload(Device *dev, weight_t *to, const float *host, size_t n);
 void weights_download(Device *dev, float *host, const weight_t *from, size_t n);
 void activations_download(Device *dev, float *host, const act_t *from, size_t n);
+void logits_download(Device *dev, float *host, const logit_t *from, size_t n);
 void stats_upload(Device *dev, stat_t *to, const float *host, size_t n);
 void stats_download(Device *dev, float *host, const stat_t *from, size_t n);
 
@@ -162,6 +181,27 @@ void linear_backward_input(Device *dev, act_t *dx, const act_t *dy, const weight
                            size_t out, bool accumulate); /* dx = dy · w: (+=) when accumulate, else (=) */
 void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_t *x, size_t rows, size_t in,
                             size_t out, bool accumulate); /* dw = dyᵀ · x: (+=) when accumulate, else (=) */
+/* The same x for several layers, whose weights w lie w_stride elements apart and whose y (or dy) y_stride: a
+ * decoder's keys and values of the encoder's output. */
+void linear_forward_layers(Device *dev, act_t *y, const act_t *x, const weight_t *w, size_t rows, size_t in, size_t out,
+                           size_t layers, size_t w_stride, size_t y_stride); /* every y (=) x · wᵀ */
+void linear_backward_input_layers(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in,
+                                  size_t out, size_t layers, size_t w_stride,
+                                  size_t dy_stride); /* dx (=) the sum over layers of dy · w */
+
+/* --- a product, and what becomes of each of its numbers while it is at hand. */
+
+/* The end of a sub-layer: out [rows, width] (=) x + dropout(y · wᵀ) for y [rows, in], w [width, in]. out may be x.
+ * scratch [rows, width]: for a twin that makes the product first. */
+void linear_residual_forward(Device *dev, act_t *out, const act_t *x, const act_t *y, const weight_t *w, act_t *scratch,
+                             const Sequences *seqs, size_t in, size_t width, const Dropout *dropout);
+/* Into the middle of the MLP: a (=) x · wᵀ, h (=) mlp_activation_forward of it; x [rows, in], w [2F or F, in]. */
+void linear_mlp_forward(Device *dev, MlpKind kind, act_t *h, act_t *a, const act_t *x, const weight_t *w,
+                        const Sequences *seqs, size_t in, size_t d_ff, const Dropout *dropout);
+/* Back into it from dy [rows, out], the gradient of h · wᵀ with w [out, F]: dh (=) dy · w, da (=)
+ * mlp_activation_backward of it. h (=) once more what the forward pass had there, or NULL. dh is scratch. */
+void linear_mlp_backward(Device *dev, MlpKind kind, act_t *da, act_t *dh, act_t *h, const act_t *dy, const weight_t *w,
+                         const act_t *a, const Sequences *seqs, size_t out, size_t d_ff, const Dropout *dropout);
 
 /* --- LoRA: a weight w [rows, columns] is base + scale * b · a, with a [rank, columns] and b [rows, rank]. Its gradient
  * dw gives those of a and b by the chain rule: da = scale * bᵀ · dw, db = scale * dw · aᵀ. */
@@ -179,8 +219,8 @@ void mlp_activation_backward(Device *dev, MlpKind kind, act_t *da, const act_t *
 
 /* --- attention over packed sequences. out [query rows, heads * d_kv] (=), logsumexp [heads, query rows] (=). */
 void attention_forward(Device *dev, act_t *out, stat_t *logsumexp, const Attention *attention);
-/* Recomputes the probabilities block by block. dq, dk, dv (=) have the strides of q, k, v. dbias [buckets, heads]
- * (+=), or NULL. */
+/* Recomputes the probabilities block by block. dq, dk, dv (=) have the strides of q, k, v; dk and dv may take the
+ * place of k and v. dbias [buckets, heads] (+=), or NULL. */
 void attention_backward(Device *dev, act_t *dq, act_t *dk, act_t *dv, stat_t *dbias, const act_t *dout,
                         const act_t *out, const stat_t *logsumexp, const Attention *attention);
 /* One decoding step against a cache. cache [steps so far, capacity, 3 * heads * d_kv] holds q|k|v of every step; row
@@ -190,11 +230,14 @@ void attention_cached_forward(Device *dev, act_t *out, const act_t *cache, const
                               size_t steps, size_t max_steps, size_t capacity, size_t heads, size_t d_kv,
                               const weight_t *bias_table, const int32_t *bucket, size_t buckets);
 
-/* --- the head. loss [rows] (=); logits [rows, V] become their gradient in place, unless `gradient` is false. */
-void softmax_cross_entropy(Device *dev, stat_t *loss, act_t *logits, const int32_t *targets, size_t rows,
-                           size_t vocabulary, const LossSettings *settings, bool gradient);
+/* --- the head: logits [rows, V] (=) x · wᵀ, as linear_forward but for the type. */
+void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *w, size_t rows, size_t in,
+                  size_t vocabulary);
+/* loss [rows] (=); dlogits [rows, V] (=), or NULL: not wanted. Where both types are one, dlogits may be logits. */
+void softmax_cross_entropy(Device *dev, stat_t *loss, act_t *dlogits, const logit_t *logits, const int32_t *targets,
+                           size_t rows, size_t vocabulary, const LossSettings *settings);
 /* The k most probable words of each row, best first, the lower id first among equals: logp [rows, k] (=), word (=). */
-void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const act_t *logits, size_t rows,
+void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, size_t rows,
                            size_t vocabulary, size_t k);
 void scale_forward(Device *dev, act_t *x, float factor, size_t n); /* in place: T5 1.0 scales its logits' input */
 
@@ -215,6 +258,7 @@ double dot_product(Device *dev, const stat_t *a, const stat_t *b, size_t n);
  * The engine: the model (chapter 3)
  *
  * Functions that can fail take an Error, fill it and return -1 or NULL. */
+#ifndef PROMOT_KERNELS_ONLY
 #include "data/checkpoint.h"
 #include "data/tasks.h"
 #include "tokenizer/tokenizer.h"
@@ -465,4 +509,5 @@ double format_ratio(const Task *const *targets, size_t n_targets, const char *co
  * The command line (chapter 10). Returns the exit status. */
 int promot_main(int argc, char **argv);
 
+#endif /* PROMOT_KERNELS_ONLY */
 #endif

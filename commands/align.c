@@ -200,7 +200,7 @@ static int align_point(const Options *o, Device *dev, const AlignLists *lists, A
     for (int with = 0; !status && with < (point->prompt ? 2 : 1); with++) {
         for (size_t i = 0; i < lists->count; i++) lists->full[i].prompt = lists->format[i].prompt = with ? 0 : -1;
         bytes = alignment_bytes(model, with ? &prompts : NULL, lists->full, lists->format, lists->count, micro);
-        available = memory_available();
+        available = device_memory_available();
         if (available && bytes > available)
             status = error_set(error, EXIT_FAILED, "memory: align needs %.1f GB more (there are %.1f GB)",
                                (double)bytes / 1e9, (double)available / 1e9);

@@ -127,7 +127,7 @@ static cJSON *bench_describe(const BenchRun *run)
     cJSON_AddNumberToObject(machine, "threads", b->threads);
     cJSON_AddBoolToObject(machine, "bf16", device_has_bf16());
     cJSON_AddNumberToObject(machine, "last_level_cache", (double)last_level_cache());
-    cJSON_AddNumberToObject(machine, "memory_available", (double)memory_available());
+    cJSON_AddNumberToObject(machine, "memory_available", (double)device_memory_available());
     return report;
 }
 
@@ -213,7 +213,7 @@ static int bench_take(BenchRun *run, const Bench *bench, const char *part, Measu
     if (isfinite(record_number(result, "needs_bytes"))) {
         if (run->prints)
             printf("left out: it needs %.1f GB, and %.1f are there\n", record_number(result, "needs_bytes") / 1e9,
-                   (double)memory_available() / 1e9);
+                   (double)device_memory_available() / 1e9);
         cJSON_Delete(result);
         return 0;
     }

@@ -149,7 +149,7 @@ static void add_matmuls(KernelList *list)
     const T5Config *c = list->config;
     const size_t N = list->batch->source.rows, M = list->batch->target.rows, D = c->d_model, V = c->vocab_size,
                  I = c->num_heads * c->d_kv, F = c->d_ff, A = c->mlp == MLP_GATED_GELU ? 2 * F : F;
-    const size_t chunk = min_size(M, max_size(1, LOGITS_BYTES / (V * sizeof(act_t))));
+    const size_t chunk = logits_rows(c, M);
     const size_t few[] = {1, 8, 32}; /* greedy and beam decoding, batch 1 and 8 */
     add_linear(list, LAYOUTS("square"), min_size(LARGE, N), min_size(LARGE, N), min_size(LARGE, N));
     add_linear(list, LAYOUTS("q k v"), N, D, 3 * I);
@@ -395,7 +395,7 @@ static void add_elementwise(KernelList *list)
 static void run_cross_entropy(const KernelRun *k, void *const *o)
 {
     const LossSettings settings = {.label_smoothing = 0.1f, .z_loss = 1e-4f, .scale = 1};
-    softmax_cross_entropy(k->dev, o[1], o[0], k->batch->targets, k->kernel->rows, k->kernel->in, &settings, true);
+    softmax_cross_entropy(k->dev, o[1], o[0], o[0], k->batch->targets, k->kernel->rows, k->kernel->in, &settings);
 }
 
 enum { TOP_WORDS = 8 }; /* twice the 4 beams */
@@ -407,8 +407,7 @@ static void run_top_words(const KernelRun *k, void *const *o)
 
 static void add_vocabulary(KernelList *list)
 {
-    const size_t V = list->config->vocab_size,
-                 rows = min_size(list->batch->target.rows, max_size(1, LOGITS_BYTES / (V * sizeof(act_t))));
+    const size_t V = list->config->vocab_size, rows = logits_rows(list->config, list->batch->target.rows);
     const size_t decoding = min_size(32, rows);
     Kernel *k = kernel_add(list, "softmax cross-entropy", run_cross_entropy, rows, V, 0, 7.0 * (double)(rows * V));
     operand_in_out(k, ACTIVATIONS, rows * V);
@@ -578,7 +577,7 @@ static char *kernel_operands(KernelRun *k, bool waits_for_memory, Error *error)
 {
     const Kernel *kernel = k->kernel;
     const KernelBytes bytes = kernel_bytes(kernel);
-    const size_t touched = (size_t)(bytes.read + bytes.written), available = memory_available();
+    const size_t touched = (size_t)(bytes.read + bytes.written), available = device_memory_available();
     Arena arena = {0};
     size_t set = 0;
     for (size_t i = 0; i < kernel->n_operands; i++)

@@ -326,7 +326,7 @@ static void measure_peaks_with(cJSON *rows, PeakLoop *p, size_t repeats)
  * when it must be quick. */
 static int measure_peaks(const Bench *bench, const void *what, cJSON *result, Error *error)
 {
-    const size_t available = memory_available(), share = bench->quick ? 2 : 1,
+    const size_t available = device_memory_available(), share = bench->quick ? 2 : 1,
                  wanted = max_size((size_t)512 << 20, 2 * last_level_cache()) / share;
     PeakLoop p = {.bytes = available ? min_size(wanted, available / 8) : wanted, .x = 0.999f, .y = 0.001f};
     cJSON *rows = cJSON_AddArrayToObject(result, "rows");

@@ -72,9 +72,10 @@ static StepCounts step_counts(const T5Config *c, const Stage *stage, const Bench
         counts.target_rows += e->examples[i].target_length;
     }
     counts.tokens = (double)(counts.source_rows + counts.target_rows - e->count * P);
-    counts.foretold = PROCESS_BYTES + training_bytes(c, model.n_weights, P, stage->trains_model, stage->trains_prompts,
-                                                     counts.source_rows, counts.target_rows,
-                                                     counts.source_rows + counts.target_rows - e->count * P, false, 0);
+    counts.foretold =
+        PROCESS_BYTES + training_bytes(c, model.n_weights, P, stage->trains_model, stage->trains_prompts,
+                                       counts.source_rows, counts.target_rows,
+                                       counts.source_rows + counts.target_rows - e->count * P, false, 0, 0);
     return counts;
 }
 
@@ -152,7 +153,7 @@ static int measure_step(const Bench *bench, const void *what, cJSON *row, Error 
     if (s->vocabulary) own.config.vocab_size = s->vocabulary;
     step_examples(&e, &own, s);
     counts = step_counts(&own.config, &stage, &e, bench->prompt_length);
-    if (memory_available() && counts.foretold > memory_available()) {
+    if (device_memory_available() && counts.foretold > device_memory_available()) {
         cJSON_AddNumberToObject(row, "needs_bytes", (double)counts.foretold);
         examples_free(&e);
         device_close(dev);

@@ -135,17 +135,20 @@ static int dump_logits(SafetensorsWriter *writer, Pass *pass, const DumpBatch *b
 {
     const Model *model = pass->model;
     size_t D = model->config.d_model, V = model->config.vocab_size, row = 0;
+    float *host = host_alloc(pass->logits_rows * V, sizeof *host);
     int status = 0;
     for (size_t b = 0; !status && b < batch->B; b++) {
         size_t length = batch->examples[b].target_length;
         for (size_t first = 0; !status && first < length; first += pass->logits_rows) {
             size_t n = min_size(pass->logits_rows, length - first);
-            linear_forward(model->dev, pass->logits, pass->decoder.out + (row + first) * D, model->head->data, n, D, V);
-            status = append_activations(writer, model->dev, pass->logits, n * V, error);
+            head_forward(model->dev, pass->logits, pass->decoder.out + (row + first) * D, model->head->data, n, D, V);
+            logits_download(model->dev, host, pass->logits, n * V);
+            status = safetensors_append(writer, host, n * V * sizeof *host, error);
         }
         if (!status) status = append_zeros(writer, (batch->T - length) * V, error);
         row += length;
     }
+    free(host);
     return status;
 }
 

@@ -13,7 +13,7 @@ static size_t foretell(const Options *o, const T5Config *c, size_t n_weights, bo
            T = option_size(o, OPT_TARGET_LENGTH);
     micro = micro && micro < batch ? micro : batch;
     return PROCESS_BYTES + training_bytes(c, n_weights, P, trains_model, trains_prompts, micro * (P + S), micro * T,
-                                          batch * (S + T), micro < batch, 0);
+                                          batch * (S + T), micro < batch, 0, 0);
 }
 
 /* LoRA alone, or, `second`, with the model trained while it is attached. */
@@ -28,7 +28,7 @@ static size_t foretell_decoding(const Options *o, const T5Config *c, size_t n_we
 {
     enum { BEAMS = 4 };
     size_t S = option_size(o, OPT_INPUT_LENGTH), T = option_size(o, OPT_TARGET_LENGTH);
-    return PROCESS_BYTES + n_weights * sizeof(weight_t) + decoding_bytes(c, BEAMS, T, S, DECODE_INPUTS);
+    return PROCESS_BYTES + n_weights * WEIGHT_BYTES + decoding_bytes(c, BEAMS, T, S, DECODE_INPUTS);
 }
 
 static void info_print(const Options *o, const Model *model, const char *storage)

@@ -67,6 +67,7 @@ enum {
     X(BATCH, "batch", WHOLE, "64", 1, 1e6, FOR_TRAINING | FOR_INFO, "N", "examples in a batch")                            \
     X(BATCH_FILE, "batch", TEXT, NULL, 0, 0, FOR_DUMP, "FILE", "safetensors with input_ids, labels and, if wanted, prompt") \
     X(MICRO_BATCH, "micro-batch", WHOLE, "0", 0, 1e6, FOR_TRAINING | FOR_INFO, "N", "examples at a time (0: the whole batch)") \
+    X(RECOMPUTE, "recompute", WHOLE, "-1", -1, 512, FOR_TRAINING, "N", "encoder layers that make their MLP's first product again in the backward pass instead of keeping it (-1: as few as fit in memory)") \
     X(DROPOUT, "dropout", REAL, "0.1", 0, 0.999, FOR_TRAIN, "R", "dropout")                                                \
     X(PRETRAIN_DROPOUT, "dropout", REAL, "0", 0, 0.999, FOR_PRETRAIN, "R", "dropout")                                      \
     X(DROPOUT_SHARING, "dropout-sharing", CHOICE, "t5x", 0, 0, FOR_TRAINING, "t5x|elementwise", "one mask for all tokens of a sequence, or one each") \
@@ -308,16 +309,4 @@ static DecodeSettings decode_settings(const Options *o, size_t max_length)
                             .top_p = generate ? option_real(o, OPT_TOP_P) : 1,
                             .top_k = generate ? option_size(o, OPT_TOP_K) : 0,
                             .seed = option_size(o, OPT_SEED)};
-}
-
-/* Bytes of memory that are there to be had; 0: unknown. */
-static size_t memory_available(void)
-{
-    FILE *file = fopen("/proc/meminfo", "r");
-    char line[128];
-    size_t kilobytes = 0;
-    while (file && fgets(line, sizeof line, file))
-        if (sscanf(line, "MemAvailable: %zu kB", &kilobytes) == 1) break;
-    if (file) fclose(file);
-    return kilobytes * 1024;
 }

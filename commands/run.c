@@ -202,7 +202,7 @@ static double measure_flops(Device *dev)
     enum { ROWS = 512, IN = 512, OUT = 2048 };
     const double tried_seconds = 0.05;
     act_t *x = device_alloc(ROWS * IN * sizeof *x), *y = device_alloc(ROWS * OUT * sizeof *y);
-    weight_t *w = device_alloc(OUT * IN * sizeof *w);
+    weight_t *w = weights_alloc(OUT * IN);
     double begun, elapsed = 0, flops = 0;
     if (x && y && w) {
         device_clear(dev, x, ROWS * IN * sizeof *x);
@@ -215,7 +215,7 @@ static double measure_flops(Device *dev)
     }
     device_free(x);
     device_free(y);
-    device_free(w);
+    weights_free(w);
     return elapsed > 0 ? flops / elapsed : 1e9;
 }
 
@@ -279,34 +279,48 @@ static size_t dev_decoding_bytes(const Run *run, size_t prompt_length)
     return most;
 }
 
-/* Says what a stage will take, and refuses what cannot fit. */
-static int announce_stage(Run *run, size_t s, double speed, Error *error)
+/* The most that a stage takes at a time; decoding the dev sets takes the place of its activations. */
+static size_t stage_bytes(const Run *run, const Stage *stage, const StagePlan *plan)
 {
     const T5Config *c = &run->model->config;
-    const Stage *stage = &run->stages[s];
+    const size_t activations = pass_bytes(c, plan->source_rows, plan->target_rows, PASS_TRAIN, stage->recomputed);
+    const size_t decoding = dev_decoding_bytes(run, stage->uses_prompts ? run->prompts.length : 0);
+    return PROCESS_BYTES +
+           training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length, stage->trains_model,
+                          stage->trains_prompts, plan->source_rows, plan->target_rows, plan->all_rows,
+                          run->micro < run->batch, stage->model.weight_decay, stage->recomputed) +
+           (run->model->lora ? lora_memory(run->model, stage->trains_lora) : 0) +
+           (decoding > activations ? decoding - activations : 0);
+}
+
+/* Chooses how many layers are recomputed, says what a stage will take, and refuses what cannot fit. */
+static int announce_stage(Run *run, size_t s, double speed, Error *error)
+{
+    Stage *stage = &run->stages[s];
     StagePlan plan;
     int64_t steps = stage->steps - (s == run->stage ? run->step : 0);
-    size_t weights = run->model->n_weights * sizeof(weight_t), available = memory_available() + weights;
-    size_t bytes, activations, decoding, P = stage->uses_prompts ? run->prompts.length : 0;
+    size_t weights = run->model->n_weights * WEIGHT_BYTES, available = device_memory_available() + weights, bytes;
     double seconds, all;
     if (plan_stage(run, s, &plan, error)) return -1;
     run->most_rows[s] = plan.all_rows + 1; /* and the token that decoders start with */
     if (steps == 0) return 0;
     seconds = plan.forward_flops * (stage->trains_model ? 3 : 2) / speed;
     all = seconds * (double)steps;
-    bytes = PROCESS_BYTES +
-            training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length, stage->trains_model,
-                           stage->trains_prompts, plan.source_rows, plan.target_rows, plan.all_rows,
-                           run->micro < run->batch, stage->model.weight_decay) +
-            (run->model->lora ? lora_memory(run->model, stage->trains_lora) : 0);
-    activations = pass_bytes(c, plan.source_rows, plan.target_rows, PASS_TRAIN);
-    decoding = dev_decoding_bytes(run, P); /* takes the place of the activations */
-    if (decoding > activations) bytes += decoding - activations;
+    stage->recomputed = run->recompute < 0 ? 0 : min_size((size_t)run->recompute, run->model->config.num_layers);
+    bytes = stage_bytes(run, stage, &plan);
+    if (run->recompute < 0 && available > weights && bytes > available) {
+        stage->recomputed =
+            recomputed_to_save(&run->model->config, plan.source_rows, plan.target_rows, bytes - available);
+        bytes = stage_bytes(run, stage, &plan);
+    }
     if (!run->quiet)
         fprintf(stderr,
                 "stage %s: %lld steps of %zu examples, %.2f GB of memory, about %.2f s a step, %.0f min %02.0f s\n",
                 stage->name, (long long)steps, run->batch, (double)bytes / 1e9, seconds, floor(all / 60),
                 floor(fmod(all, 60)));
+    if (!run->quiet && stage->recomputed)
+        fprintf(stderr, "stage %s: %zu layers of the encoder make the products of their MLP again, to save memory\n",
+                stage->name, stage->recomputed);
     if (available > weights && bytes > available)
         return error_set(error, EXIT_FAILED,
                          "memory: stage %s needs %.1f GB (there are %.1f GB; --micro-batch below %zu needs less)",

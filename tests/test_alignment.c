@@ -405,7 +405,7 @@ static void test_memory_is_foretold(void)
                   "%zu bytes foretold, %zu", foretold[k], allocated_bytes);
         }
         kept = (model->n_weights - model->shared->rows * model->shared->columns) * sizeof(stat_t);
-        CHECK(foretold[1] + pass_bytes(&model->config, 4 * (LONGEST_INPUT + 3), 4 * LONGEST_TARGET, PASS_TRAIN) >
+        CHECK(foretold[1] + pass_bytes(&model->config, 4 * (LONGEST_INPUT + 3), 4 * LONGEST_TARGET, PASS_TRAIN, 0) >
                   foretold[0] + kept / 2,
               "a second kept gradient costs nothing");
         prompts_free(&prompts);
@@ -488,7 +488,8 @@ static void test_format_ratio(void)
     CHECK(is_in_format(rte, "True") && is_in_format(rte, "False"), "label words");
     CHECK(!is_in_format(rte, "Neither") && is_in_format(cb, "Neither"), "a word of another task");
     CHECK(!is_in_format(rte, "") && !is_in_format(rte, "true") && !is_in_format(rte, "Tru"), "no label words");
-    CHECK(fabs(format_ratio(&of_rte, 1, answers, N) - 100 * 2 / 7.0) < 1e-12, "%f", format_ratio(&of_rte, 1, answers, N));
+    CHECK(fabs(format_ratio(&of_rte, 1, answers, N) - 100 * 2 / 7.0) < 1e-12, "%f",
+          format_ratio(&of_rte, 1, answers, N));
     CHECK(fabs(format_ratio(both, 2, answers, N) - 100 * 3 / 7.0) < 1e-12, "%f", format_ratio(both, 2, answers, N));
     CHECK(fabs(format_ratio(mixed, 2, answers, N) - 100 * 2 / 7.0) < 1e-12, "%f", format_ratio(mixed, 2, answers, N));
     CHECK(isnan(format_ratio(&of_rte, 1, answers, 0)), "of no answers");

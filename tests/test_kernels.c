@@ -717,10 +717,10 @@ static void loss_case(Device *dev, size_t rows, size_t n, double spread, const L
         target[r] = (int32_t)(r % 3 == 0 ? r % n : r % 3 == 1 ? n - 1 : n / 2);
         want[r] = loss_spec(gradient + r * n, x + r * n, n, (size_t)target[r], s);
     }
-    softmax_cross_entropy(dev, loss, x, target, rows, n, s, false);
+    softmax_cross_entropy(dev, loss, NULL, x, target, rows, n, s);
     check_all_near("loss", loss, want, rows, TOLERANCE);
     CHECK(memcmp(x, kept, rows * n * sizeof *x) == 0, "logits without gradient are kept");
-    softmax_cross_entropy(dev, loss, x, target, rows, n, s, true);
+    softmax_cross_entropy(dev, loss, x, x, target, rows, n, s);
     check_all_near("loss", loss, want, rows, TOLERANCE);
     check_all_near("gradient", x, gradient, rows * n, TOLERANCE);
     free(x), free(loss), free(kept), free(gradient), free(want), free(target);
@@ -747,19 +747,19 @@ static void test_loss_extremes(void)
     const int32_t target = 7;
     Device *dev = kernel_device(1);
     for (int i = 0; i < N; i++) x[i] = i == target ? 30000 : (real_t)-i;
-    softmax_cross_entropy(dev, &loss, x, &target, 1, N, &(LossSettings){0, 0, 1}, true);
+    softmax_cross_entropy(dev, &loss, x, x, &target, 1, N, &(LossSettings){0, 0, 1});
     CHECK(loss == 0 && x[target] == 0 && x[0] == 0, "a certain prediction: loss %g, gradient %g", (double)loss,
           (double)x[target]);
     for (int i = 0; i < N; i++) x[i] = i == target ? -30000 : 30000;
-    softmax_cross_entropy(dev, &loss, x, &target, 1, N, &(LossSettings){0, 0, 1}, true);
+    softmax_cross_entropy(dev, &loss, x, x, &target, 1, N, &(LossSettings){0, 0, 1});
     CHECK_NEAR(loss, 60000 + log(N - 1), TOLERANCE);
     CHECK_NEAR(x[target], -1, TOLERANCE);
     for (int i = 0; i < N; i++) x[i] = i == target ? 0 : -INFINITY; /* forbidden words */
-    softmax_cross_entropy(dev, &loss, x, &target, 1, N, &(LossSettings){0, 0, 1}, true);
+    softmax_cross_entropy(dev, &loss, x, x, &target, 1, N, &(LossSettings){0, 0, 1});
     CHECK(loss == 0 && x[0] == 0, "forbidden words: loss %g", (double)loss);
     for (int i = 0; i < N; i++) x[i] = 0;
     x[100] = NAN;
-    softmax_cross_entropy(dev, &loss, x, &target, 1, N, &(LossSettings){0, 0, 1}, false);
+    softmax_cross_entropy(dev, &loss, NULL, x, &target, 1, N, &(LossSettings){0, 0, 1});
     CHECK(isnan(loss), "a NaN is seen");
     device_close(dev);
 }
@@ -777,11 +777,11 @@ static void test_label_smoothing_constants(void)
         const LossSettings s = {0.1f, 0, 1};
         real_t *x = allocate(n * sizeof *x), loss;
         const int32_t target = 5;
-        softmax_cross_entropy(dev, &loss, x, &target, 1, n, &s, false);
+        softmax_cross_entropy(dev, &loss, NULL, x, &target, 1, n, &s);
         CHECK(fabs((double)loss - (log((double)n) - known[i].constant)) < 2e-6, "loss %.7f",
               (double)loss); /* fp32 of 11 */
         for (size_t k = 0; k < n; k++) x[k] = (real_t)log(k == 5 ? 0.9 : 0.1 / (double)(n - 1));
-        softmax_cross_entropy(dev, &loss, x, &target, 1, n, &s, false);
+        softmax_cross_entropy(dev, &loss, NULL, x, &target, 1, n, &s);
         CHECK(fabs((double)loss) < 2e-6, "a perfect prediction costs %g", (double)loss);
         free(x);
     }
@@ -811,7 +811,7 @@ static void test_loss_normalisation_fixture(void)
             want += weights[t] * spec / factor;
             plain += spec;
             if (target == 0) continue; /* packed: padding does not exist */
-            softmax_cross_entropy(dev, &loss, x + t * N, &target, 1, N, &scaled, false);
+            softmax_cross_entropy(dev, &loss, NULL, x + t * N, &target, 1, N, &scaled);
             found += (double)loss;
         }
         CHECK(fabs(found - want) < 1e-6 * fabs(want) && fabs(want - plain) > 1, "found %g, expected %g", found,
@@ -831,13 +831,13 @@ static void test_loss_differences(void)
     const int32_t target = 4;
     const LossSettings s = {0.1f, 0.01f, 0.7f};
     memcpy(gradient, x, sizeof gradient);
-    softmax_cross_entropy(dev, &up, gradient, &target, 1, N, &s, true);
+    softmax_cross_entropy(dev, &up, gradient, gradient, &target, 1, N, &s);
     for (int i = 0; i < N; i++) {
         const real_t at = x[i];
         x[i] = at + DIFFERENCE;
-        softmax_cross_entropy(dev, &up, x, &target, 1, N, &s, false);
+        softmax_cross_entropy(dev, &up, NULL, x, &target, 1, N, &s);
         x[i] = at - DIFFERENCE;
-        softmax_cross_entropy(dev, &down, x, &target, 1, N, &s, false);
+        softmax_cross_entropy(dev, &down, NULL, x, &target, 1, N, &s);
         x[i] = at;
         CHECK_NEAR(gradient[i], (up - down) / (2 * DIFFERENCE), DIFFERENCE_TOLERANCE);
     }
@@ -1287,7 +1287,7 @@ static size_t run_everything(int threads, real_t *out)
     real_t *logp = TAKE(PACKED_ROWS * K), *logits = TAKE(PACKED_ROWS * V), *loss = TAKE(PACKED_ROWS);
     memcpy(logits, g, PACKED_ROWS * V * sizeof *logits);
     top_log_probabilities(dev, logp, word, logits, PACKED_ROWS, V, K);
-    softmax_cross_entropy(dev, loss, logits, target, PACKED_ROWS, V, &(LossSettings){0.1f, 1e-4f, 1}, true);
+    softmax_cross_entropy(dev, loss, logits, logits, target, PACKED_ROWS, V, &(LossSettings){0.1f, 1e-4f, 1});
     for (int kind = 0; kind < 3; kind++) {
         const AdafactorStep s = step_at(3, 0.1);
         real_t *weights = TAKE(TALL * WIDE), *row = TAKE(TALL), *column = TAKE(WIDE), *whole = TAKE(TALL * WIDE);

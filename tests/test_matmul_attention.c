@@ -107,6 +107,26 @@ static void check_linear(Device *dev, size_t rows, size_t in, size_t out, Matmul
     free(x), free(w), free(dy), free(y), free(dx), free(dw), free(sx), free(sw), free(sdy);
 }
 
+/* Several layers at once are the layers one by one; back, their sum. */
+static void test_linear_layers(void)
+{
+    enum { LAYERS = 3, ROWS = 19, IN = 37, OUT = 21, W_STRIDE = IN * OUT + 5, Y_STRIDE = ROWS * OUT + 3 };
+    Device *const dev = open_device(2, MATMUL_FP32);
+    real_t *const x = random_values(ROWS * IN), *const w = random_values(LAYERS * W_STRIDE);
+    real_t *const y = random_values(LAYERS * Y_STRIDE), *const dx = random_values(ROWS * IN),
+                  *const one = random_values(ROWS * OUT), *const sum = random_values(ROWS * IN);
+    linear_forward_layers(dev, y, x, w, ROWS, IN, OUT, LAYERS, W_STRIDE, Y_STRIDE);
+    for (size_t l = 0; l < LAYERS; l++) {
+        linear_forward(dev, one, x, w + l * W_STRIDE, ROWS, IN, OUT);
+        CHECK(memcmp(one, y + l * Y_STRIDE, ROWS * OUT * sizeof *one) == 0, "layer %zu", l);
+        linear_backward_input(dev, sum, y + l * Y_STRIDE, w + l * W_STRIDE, ROWS, IN, OUT, l > 0);
+    }
+    linear_backward_input_layers(dev, dx, y, w, ROWS, IN, OUT, LAYERS, W_STRIDE, Y_STRIDE);
+    CHECK(memcmp(sum, dx, ROWS * IN * sizeof *sum) == 0, "the sum over layers");
+    free(x), free(w), free(y), free(dx), free(one), free(sum);
+    device_close(dev);
+}
+
 static void check_linear_sizes(MatmulPrecision precision)
 {
     static const size_t rows[] = {1, 2, 5, 16, 17, 33, 100}, in[] = {1, 3, 8, 37, 64, 517}, out[] = {1, 3, 32, 70, 131};
@@ -467,6 +487,30 @@ static void test_attention_threads(void)
     }
 }
 
+/* The gradients of keys and values may take the place of keys and values: the same bits. */
+static void test_attention_in_place(void)
+{
+    Device *const dev = open_device(2, MATMUL_FP32);
+    for (size_t i = 0; i < sizeof attention_cases / sizeof *attention_cases; i++) {
+        AttentionTensors *const t = make_tensors(&attention_cases[i]);
+        const Attention *const at = &t->attention;
+        const size_t inner = at->heads * at->d_kv;
+        size_t wrong = 0;
+        run_attention(t, dev, true);
+        attention_backward(dev, t->dq, t->kv + (at->k - t->kv), t->kv + (at->v - t->kv),
+                           at->bias_table ? t->dbias : NULL, t->dout, t->out, t->lse, at);
+        for (size_t b = 0; b < at->keys.count; b++)
+            for (size_t row = (size_t)at->keys.start[b]; row < (size_t)(at->keys.start[b] + at->keys.length[b]); row++)
+                wrong += memcmp(at->k + row * at->kv_stride, t->dkv + 1 + row * at->kv_stride,
+                                inner * sizeof(real_t)) != 0 ||
+                         memcmp(at->v + row * at->kv_stride, t->dkv + (at->v - t->kv) + row * at->kv_stride,
+                                inner * sizeof(real_t)) != 0;
+        CHECK(wrong == 0, "%s: %zu rows of dk or dv", attention_cases[i].name, wrong);
+        free_tensors(t);
+    }
+    device_close(dev);
+}
+
 /* loss = sum of dout * out, as a function of one tensor x moved by `step` along `direction`. */
 static double moved_loss(AttentionTensors *t, Device *dev, real_t *x, const real_t *direction, size_t n, real_t step)
 {
@@ -564,6 +608,7 @@ static void test_attention_cached(void)
 
 static const Test tests[] = {
     {"linear_plain_loops", test_linear_plain_loops},
+    {"linear_layers", test_linear_layers},
     {"linear_block_edges", test_linear_block_edges},
     {"linear_bf16", test_linear_bf16},
     {"linear_adjoint", test_linear_adjoint},
@@ -572,6 +617,7 @@ static const Test tests[] = {
     {"attention_plain_loops", test_attention_plain_loops},
     {"attention_bf16", test_attention_bf16},
     {"attention_threads", test_attention_threads},
+    {"attention_in_place", test_attention_in_place},
     {"attention_finite_differences", test_attention_finite_differences},
     {"attention_cached", test_attention_cached},
 };

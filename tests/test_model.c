@@ -202,6 +202,54 @@ static void test_packed_sequences(void)
     }
 }
 
+/* A layer that makes the first product of its MLP again, instead of keeping it, makes the same bits; and a pass with such
+ * layers is smaller by what they do not keep. */
+static void check_recomputed(const Shape *shape)
+{
+    const LossSettings loss = {.label_smoothing = 0.1f, .z_loss = 1e-4f, .scale = 1};
+    World w;
+    AllGradients kept, again;
+    Pass pass = {.dropout = 0.3f, .dropout_key = 99};
+    Batch batch = {0};
+    double of_kept, saved;
+    if (!world_open(&w, shape, 1)) return;
+    const T5Config *c = &w.model->config;
+    all_gradients_open(&kept, &w, true);
+    all_gradients_open(&again, &w, true);
+    of_kept = loss_of(&w, &pass, &batch, w.examples, EXAMPLES, 0, &loss, &kept.grads);
+    for (pass.recomputed = 1; pass.recomputed <= c->num_layers; pass.recomputed++) {
+        CHECK(loss_of(&w, &pass, &batch, w.examples, EXAMPLES, 0, &loss, &again.grads) == of_kept, "%s: another loss",
+              shape->name);
+        for (size_t t = 0; t < w.model->n_tensors; t++) {
+            const Tensor *tensor = &w.model->tensors[t];
+            CHECK(memcmp(gradient_of(&again, w.model, tensor), gradient_of(&kept, w.model, tensor),
+                         tensor->rows * tensor->columns * sizeof(stat_t)) == 0,
+                  "%s: %s with %zu recomputed layers", shape->name, tensor->name, pass.recomputed);
+        }
+        saved = (double)pass_bytes(c, batch.source.rows, batch.target.rows, PASS_TRAIN, 0) -
+                (double)pass_bytes(c, batch.source.rows, batch.target.rows, PASS_TRAIN, pass.recomputed);
+        const double each = (double)(batch.source.rows * mlp_width(c) * sizeof(act_t));
+        CHECK(fabs(saved - each * ((double)pass.recomputed - 1)) <= 64.0 * (double)c->num_layers,
+              "%s: %zu layers save %.0f bytes", shape->name, pass.recomputed, saved);
+        CHECK(recomputed_to_save(c, batch.source.rows, batch.target.rows, (size_t)saved) ==
+                  (saved ? pass.recomputed : 0),
+              "%s: more or fewer than %zu layers to save %.0f bytes", shape->name, pass.recomputed, saved);
+    }
+    CHECK(recomputed_to_save(c, batch.source.rows, batch.target.rows, SIZE_MAX) == c->num_layers, "not all layers");
+    device_free(kept.memory);
+    device_free(again.memory);
+    pass_free(&pass);
+    batch_free(&batch);
+    world_close(&w);
+}
+
+static void test_recomputed(void)
+{
+    check_recomputed(&SMALL);
+    check_recomputed(&SMALL_TIED);
+    check_recomputed(&LARGE);
+}
+
 /* --------------------------------------------------------------------------------------------------- steps of training */
 
 static Stage stage_of(bool model, bool prompts)
@@ -656,17 +704,16 @@ static void test_memory_is_what_was_foretold(void)
                   source, target);
             CHECK(result.tokens == ids && result.targets == target, "%zu tokens, %zu targets", result.tokens,
                   result.targets);
-            CHECK(trainer.pass.capacity == pass_bytes(c, source, target, PASS_TRAIN), "%zu bytes",
+            CHECK(trainer.pass.capacity == pass_bytes(c, source, target, PASS_TRAIN, 0), "%zu bytes",
                   trainer.pass.capacity);
-            CHECK((char *)(trainer.pass.dcross_kv + source * 2 * c->num_heads * c->d_kv) <=
-                          trainer.pass.memory + trainer.pass.capacity &&
-                      (char *)(trainer.pass.dcross_kv + source * 2 * c->num_heads * c->d_kv) >
+            CHECK((char *)(trainer.pass.dmlp + source * mlp_width(c)) <= trainer.pass.memory + trainer.pass.capacity &&
+                      (char *)(trainer.pass.dmlp + source * mlp_width(c)) >
                           trainer.pass.memory + trainer.pass.capacity - 64,
                   "%s: the last buffer does not end where the memory ends", shapes[i]->name);
             used +=
                 trainer.pass.capacity + (w.model->n_weights + PROMPTS * PROMPT_LENGTH * c->d_model) * sizeof(weight_t);
             foretold = training_bytes(c, w.model->n_weights, PROMPTS * PROMPT_LENGTH, true, true, source, target, ids,
-                                      keep, 0);
+                                      keep, 0, 0);
             /* Each of at most five blocks is rounded up to 64 bytes. */
             CHECK(foretold + 5 * 64 >= used && foretold <= used + used / 8, "%s: %zu bytes foretold, %zu used",
                   shapes[i]->name, foretold, used);
@@ -1189,7 +1236,7 @@ static size_t logits_of(World *w, const TokenExample *inputs, size_t count, act_
     Pass pass = {0};
     CHECK(batch_build(&batch, w->model, inputs, count, PROMPT_LENGTH, PROMPTS, 0, no_rows, 0, &error) == 0, "%s",
           error.text);
-    CHECK(pass_prepare(&pass, w->model, &w->prompts, &batch, PASS_FORWARD, &error) == 0, "%s", error.text);
+    CHECK(pass_prepare(&pass, w->model, &w->prompts, &batch, PASS_TRAIN, &error) == 0, "%s", error.text);
     t5_forward(&pass);
     const size_t rows = batch.target.rows;
     linear_forward(w->dev, logits, pass.decoder.out, w->model->head->data, rows, c->d_model, c->vocab_size);
@@ -1260,6 +1307,7 @@ static void test_alone_and_in_company(void)
 
 static const Test tests[] = {
     {"packed_sequences", test_packed_sequences},
+    {"recomputed", test_recomputed},
     {"micro_batches", test_micro_batches},
     {"fused_update", test_fused_update},
     {"embedding_by_rows", test_embedding_by_rows},

@@ -43,6 +43,11 @@ bool device_has_bf16(void)
     return false;
 }
 
+size_t device_memory_available(void)
+{
+    return 0;
+}
+
 void *device_alloc(size_t bytes)
 {
     work.allocations++;
@@ -76,6 +81,21 @@ void device_download(Device *dev, void *host, const void *from, size_t bytes)
     device_copy(dev, host, from, bytes);
 }
 
+weight_t *weights_alloc(size_t n)
+{
+    return device_alloc(n * WEIGHT_BYTES);
+}
+
+void weights_free(weight_t *weights)
+{
+    device_free(weights);
+}
+
+void weights_copy(Device *dev, weight_t *to, const weight_t *from, size_t n)
+{
+    device_copy(dev, to, from, n * sizeof *to);
+}
+
 void weights_upload(Device *dev, weight_t *to, const float *host, size_t n)
 {
     device_copy(dev, to, host, n * sizeof *to);
@@ -87,6 +107,11 @@ void weights_download(Device *dev, float *host, const weight_t *from, size_t n)
 }
 
 void activations_download(Device *dev, float *host, const act_t *from, size_t n)
+{
+    device_copy(dev, host, from, n * sizeof *host);
+}
+
+void logits_download(Device *dev, float *host, const logit_t *from, size_t n)
 {
     device_copy(dev, host, from, n * sizeof *host);
 }
@@ -120,7 +145,50 @@ void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_
                             size_t out, bool accumulate)
 {
     (void)accumulate;
-    linear_forward(dev, dw, dy, x, rows, in, out);
+    (void)dw;
+    linear_forward(dev, NULL, dy, NULL, rows, in, out);
+    (void)x;
+}
+
+void linear_forward_layers(Device *dev, act_t *y, const act_t *x, const weight_t *w, size_t rows, size_t in, size_t out,
+                           size_t layers, size_t w_stride, size_t y_stride)
+{
+    (void)w_stride, (void)y_stride;
+    linear_forward(dev, y, x, w, rows, in, layers * out);
+}
+
+void linear_backward_input_layers(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in,
+                                  size_t out, size_t layers, size_t w_stride, size_t dy_stride)
+{
+    linear_forward_layers(dev, dx, dy, w, rows, in, out, layers, w_stride, dy_stride);
+}
+
+void linear_residual_forward(Device *dev, act_t *out, const act_t *x, const act_t *y, const weight_t *w, act_t *scratch,
+                             const Sequences *seqs, size_t in, size_t width, const Dropout *dropout)
+{
+    (void)x, (void)scratch, (void)dropout;
+    linear_forward(dev, out, y, w, seqs->rows, in, width);
+}
+
+void linear_mlp_forward(Device *dev, MlpKind kind, act_t *h, act_t *a, const act_t *x, const weight_t *w,
+                        const Sequences *seqs, size_t in, size_t d_ff, const Dropout *dropout)
+{
+    (void)h, (void)dropout;
+    linear_forward(dev, a, x, w, seqs->rows, in, kind == MLP_GATED_GELU ? 2 * d_ff : d_ff);
+}
+
+void linear_mlp_backward(Device *dev, MlpKind kind, act_t *da, act_t *dh, act_t *h, const act_t *dy, const weight_t *w,
+                         const act_t *a, const Sequences *seqs, size_t out, size_t d_ff, const Dropout *dropout)
+{
+    (void)kind, (void)da, (void)h, (void)a, (void)dropout;
+    linear_forward(dev, dh, dy, w, seqs->rows, d_ff, out);
+}
+
+void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *w, size_t rows, size_t in,
+                  size_t vocabulary)
+{
+    (void)logits;
+    linear_forward(dev, NULL, x, w, rows, in, vocabulary);
 }
 
 /* Two products for each pair of a query and a key; causal ones are counted whole, as the formulas do. */
@@ -164,7 +232,7 @@ void adafactor_update_rows(Device *dev, weight_t *p, const stat_t *g, const int3
 }
 
 /* Answers are never an end of sequence: decoding goes on as long as it may. */
-void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const act_t *logits, size_t rows,
+void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, size_t rows,
                            size_t vocabulary, size_t k)
 {
     (void)dev, (void)logits, (void)vocabulary;
@@ -201,8 +269,8 @@ NOTHING(mlp_activation_forward, MlpKind kind, act_t *h, const act_t *a, const Se
         const Dropout *dropout)
 NOTHING(mlp_activation_backward, MlpKind kind, act_t *da, const act_t *dh, const act_t *a, const Sequences *seqs,
         size_t d_ff, const Dropout *dropout)
-NOTHING(softmax_cross_entropy, stat_t *loss, act_t *logits, const int32_t *targets, size_t rows, size_t vocabulary,
-        const LossSettings *settings, bool gradient)
+NOTHING(softmax_cross_entropy, stat_t *loss, act_t *dlogits, const logit_t *logits, const int32_t *targets, size_t rows,
+        size_t vocabulary, const LossSettings *settings)
 NOTHING(scale_forward, act_t *x, float factor, size_t n)
 NOTHING(rows_sum_of_squares, stat_t *out, const weight_t *x, size_t rows, size_t columns)
 
