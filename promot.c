@@ -1127,6 +1127,15 @@ enum {
 };
 
 #define UNROLLED _Pragma("GCC unroll 16")
+/* A vector that many operations in a row use shall be loaded once: where registers are few, compilers would rather give
+ * each operation the address, and then the loads take longer than the multiplications. */
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define IN_REGISTER(v) (void)(v)
+#endif
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 static size_t round_up(size_t n, size_t multiple)
@@ -1360,7 +1369,11 @@ ALWAYS_INLINE void multiply_tile(const Tile *t, const real_t *a, const real_t *b
         for (size_t k = min_size(SLICE, steps - slice); k > 0; k--) {
             vec_t column[TILE_VECTORS];
             __builtin_prefetch(next_b, 0, 2);
-            UNROLLED for (int j = 0; j < TILE_VECTORS; j++) column[j] = vec_load(b + j * LANES);
+            UNROLLED for (int j = 0; j < TILE_VECTORS; j++)
+            {
+                column[j] = vec_load(b + j * LANES);
+                IN_REGISTER(column[j]);
+            }
             UNROLLED for (int i = 0; i < TILE_ROWS; i++)
             {
                 UNROLLED for (int j = 0; j < TILE_VECTORS; j++)
@@ -1597,8 +1610,13 @@ static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_
 /* --- few tokens: when one to FEW_ROWS of them meet a large weight (decoding), each weight is used so seldom that
  * packing it would cost more than the product. It is read in place, once, as fast as memory gives it, and transposed in
  * registers: lanes then run along the rows of w, and every sum runs along the depth as that of a tile does, block by
- * block. So a row of y has the same bits however many others there are. */
-enum { FEW_ROWS = 2 * LANES, FEW_COLUMNS = LINE / sizeof(real_t) }; /* rows of x at most; rows of w at a time */
+ * block. So a row of y has the same bits however many others there are. FEW_ROWS: rows of x at most. */
+#if defined __AVX512F__
+enum { FEW_ROWS = 2 * LANES };
+#else
+enum { FEW_ROWS = LANES + LANES / 2 }; /* with fewer registers packing pays sooner */
+#endif
+enum { FEW_COLUMNS = LINE / sizeof(real_t) }; /* rows of w at a time */
 
 /* Lists of lanes for a shuffle of two vectors, where those of the second count on from those of the first. In lanes
  * whose bit d is set, UPPER takes the second vector's number of d places before and LOWER its own; in the others UPPER
@@ -1637,20 +1655,30 @@ ALWAYS_INLINE void transpose(vec_t v[LANES])
     EXCHANGE(v, 1);
 }
 
+/* A sum is a chain of operations, each waiting for the one before: those of four rows go side by side. */
+ALWAYS_INLINE void few_rows_chains(vec_t *sum, const real_t *x, size_t x_row, size_t rows, const vec_t *column,
+                                   size_t steps, bool bf16)
+{
+    vec_t total[4];
+    UNROLLED for (size_t i = 0; i < rows; i++) total[i] = sum[i];
+    UNROLLED for (size_t s = 0; s < steps; s++)
+    {
+        UNROLLED for (size_t i = 0; i < rows; i++)
+        {
+            total[i] = multiply_add(total[i], x + i * x_row + s, column[s], bf16);
+        }
+    }
+    UNROLLED for (size_t i = 0; i < rows; i++) sum[i] = total[i];
+}
+
 /* sum[i] += row i of x times `deep` columns. */
 ALWAYS_INLINE void few_rows_add(vec_t *sum, Operand x, size_t m, vec_t *column, size_t deep, bool bf16)
 {
     if (bf16) UNROLLED for (int s = 0; s < LANES / 2; s++) column[s] = vec_bf16_pair(column[2 * s], column[2 * s + 1]);
     const size_t steps = bf16 ? (deep + 1) / 2 : deep;
-    for (size_t i = 0; i < m; i++) {
-        const real_t *const row = x.data + i * x.row;
-        vec_t total = sum[i];
-        UNROLLED for (size_t s = 0; s < steps; s++)
-        {
-            total = multiply_add(total, row + s, column[s], bf16);
-        }
-        sum[i] = total;
-    }
+    size_t i = 0;
+    for (; i + 4 <= m; i += 4) few_rows_chains(sum + i, x.data + i * x.row, x.row, 4, column, steps, bf16);
+    for (; i < m; i++) few_rows_chains(sum + i, x.data + i * x.row, x.row, 1, column, steps, bf16);
 }
 
 /* The same from n <= LANES rows of w, `deep` <= LANES places of them. */
@@ -1670,7 +1698,7 @@ ALWAYS_INLINE void few_rows_block(vec_t *sum, Operand x, Operand w, size_t m, si
 }
 
 /* y [m, n] (=) x · wᵀ for n <= FEW_COLUMNS rows of w. In bf16 the numbers of x come in pairs. The rows of w that begin
- * `ahead` numbers later will be wanted next. */
+ * `ahead` numbers later will be wanted next; they are fetched in the order of their addresses. */
 ALWAYS_INLINE void few_rows_tile(real_t *y, size_t y_row, Operand x, Operand w, size_t m, size_t n, size_t depth,
                                  size_t ahead, bool bf16)
 {
@@ -1682,7 +1710,7 @@ ALWAYS_INLINE void few_rows_tile(real_t *y, size_t y_row, Operand x, Operand w, 
             const Operand x_k = operand_from(x, 0, bf16 ? k / 2 : k), w_k = operand_from(w, 0, k);
             if (ahead > 0 && k % FEW_COLUMNS == 0)
                 UNROLLED for (size_t j = 0; j < FEW_COLUMNS; j++)
-                    __builtin_prefetch(w_k.data + ahead + j * w.row, 0, 2);
+                    __builtin_prefetch(w.data + ahead + (k + j) * FEW_COLUMNS, 0, 2);
             UNROLLED for (size_t j = 0; j < FEW_COLUMNS; j += LANES) if (j < n)
                 few_rows_block(sum[j / LANES], x_k, operand_from(w_k, j, 0), m, min_size(LANES, n - j),
                                min_size(LANES, end - k), bf16);
