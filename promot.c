@@ -384,6 +384,11 @@ int device_threads(const Device *dev)
     return dev->threads;
 }
 
+void device_wait(Device *dev)
+{
+    (void)dev; /* a kernel returns when it is done */
+}
+
 /* What the system says it could give without swapping. */
 size_t device_memory_available(void)
 {

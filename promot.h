@@ -56,13 +56,15 @@ enum { WEIGHT_BYTES = sizeof(weight_t) }; /* of memory for each weight */
  * kernels read or write it, everybody else moves numbers in and out with the functions below. */
 typedef struct Device Device;
 
-typedef enum { MATMUL_FP32, MATMUL_BF16 } MatmulPrecision; /* bf16: operands rounded to bf16, sums in fp32 */
+/* bf16: operands rounded to bf16, sums in fp32. A GPU always does so, and keeps activations in bf16 too. */
+typedef enum { MATMUL_FP32, MATMUL_BF16 } MatmulPrecision;
 
 Device *device_open(int threads, MatmulPrecision precision, Error *error); /* threads 0: one for each core */
 void device_close(Device *dev);
 int device_threads(const Device *dev);
 bool device_has_bf16(void); /* this processor multiplies bf16 in hardware */
 
+void device_wait(Device *dev);        /* until everything it was asked for is done; only a clock needs to */
 size_t device_memory_available(void); /* bytes, roughly; 0: unknown */
 void *device_alloc(size_t bytes);     /* 64-byte aligned, not cleared; NULL when there is no memory */
 void device_free(void *memory);

@@ -52,14 +52,15 @@ static int bench_options(BenchRun *run, const Options *o, Error *error)
 {
     Bench *b = &run->bench;
     const char *dtype = o->text[OPT_BENCH_DTYPE], *file = o->text[OPT_BENCH_CONFIG], *only = o->text[OPT_ONLY];
-    const bool quick = option_true(o, OPT_QUICK);
+    const bool quick = option_true(o, OPT_QUICK), card = sizeof(act_t) == 2; /* which computes in bf16 alone */
     Device *dev =
         device_open((int)option_size(o, OPT_THREADS), strcmp(dtype, "bf16") == 0 ? MATMUL_BF16 : MATMUL_FP32, error);
     if (!dev) return -1;
     *b = (Bench){.name = file ? file : "mt5-small",
                  .threads = device_threads(dev),
-                 .fp32 = strcmp(dtype, "bf16") != 0,
-                 .bf16 = strcmp(dtype, "fp32") != 0 && device_has_bf16() && !(quick && !o->given[OPT_BENCH_DTYPE]),
+                 .fp32 = strcmp(dtype, "bf16") != 0 && !card,
+                 .bf16 = card ||
+                         (strcmp(dtype, "fp32") != 0 && device_has_bf16() && !(quick && !o->given[OPT_BENCH_DTYPE])),
                  .quick = quick,
                  .quiet = option_true(o, OPT_QUIET),
                  .repeats = option_size(o, OPT_REPEAT),

@@ -53,12 +53,21 @@ typedef struct {
     double read, written;
 } KernelBytes;
 
+static size_t operand_size(const KernelOperand *operand)
+{
+    return operand->kind == INDICES       ? sizeof(int32_t)
+           : operand->kind == ACTIVATIONS ? sizeof(act_t)
+           : operand->kind == WEIGHTS     ? sizeof(weight_t)
+                                          : sizeof(stat_t);
+}
+
 static KernelBytes kernel_bytes(const Kernel *kernel)
 {
     KernelBytes bytes = {0};
     for (size_t i = 0; i < kernel->n_operands; i++) {
-        bytes.read += 4 * (double)kernel->operands[i].read;
-        bytes.written += 4 * (double)kernel->operands[i].written;
+        const double each = (double)operand_size(&kernel->operands[i]);
+        bytes.read += each * (double)kernel->operands[i].read;
+        bytes.written += each * (double)kernel->operands[i].written;
     }
     return bytes;
 }
@@ -392,10 +401,14 @@ static void add_elementwise(KernelList *list)
 
 /* --- the vocabulary */
 
+/* The operand that the gradient of the logits goes to: the logits', where both are of one type. */
+enum { LOGITS_GRADIENT = sizeof(act_t) == sizeof(logit_t) ? 0 : 2 };
+
 static void run_cross_entropy(const KernelRun *k, void *const *o)
 {
     const LossSettings settings = {.label_smoothing = 0.1f, .z_loss = 1e-4f, .scale = 1};
-    softmax_cross_entropy(k->dev, o[1], o[0], o[0], k->batch->targets, k->kernel->rows, k->kernel->in, &settings);
+    softmax_cross_entropy(k->dev, o[1], o[LOGITS_GRADIENT], o[0], k->batch->targets, k->kernel->rows, k->kernel->in,
+                          &settings);
 }
 
 enum { TOP_WORDS = 8 }; /* twice the 4 beams */
@@ -410,12 +423,16 @@ static void add_vocabulary(KernelList *list)
     const size_t V = list->config->vocab_size, rows = logits_rows(list->config, list->batch->target.rows);
     const size_t decoding = min_size(32, rows);
     Kernel *k = kernel_add(list, "softmax cross-entropy", run_cross_entropy, rows, V, 0, 7.0 * (double)(rows * V));
-    operand_in_out(k, ACTIVATIONS, rows * V);
+    if (LOGITS_GRADIENT)
+        operand_in(k, STATS, rows * V);
+    else
+        operand_in_out(k, STATS, rows * V);
     operand_out(k, STATS, rows);
+    if (LOGITS_GRADIENT) operand_out(k, ACTIVATIONS, rows * V);
     k = kernel_add(list, "best words", run_top_words, decoding, V, 0, 4.0 * (double)(decoding * V));
     operand_out(k, STATS, decoding * TOP_WORDS);
     operand_out(k, INDICES, decoding * TOP_WORDS);
-    operand_in(k, ACTIVATIONS, decoding * V);
+    operand_in(k, STATS, decoding * V);
 }
 
 /* --- Adafactor, LoRA, sums */
@@ -520,7 +537,7 @@ enum { FILL_WIDTH = 64, FILL_ROWS = 4096 }; /* random numbers are drawn once and
 static int fill_activations(Device *dev, act_t *to, size_t elements, const float *numbers, Error *error)
 {
     const size_t rows = elements / FILL_WIDTH;
-    weight_t *table = device_alloc(FILL_ROWS * FILL_WIDTH * sizeof *table);
+    weight_t *table = weights_alloc(FILL_ROWS * FILL_WIDTH);
     int32_t *ids = device_alloc(rows * sizeof *ids), *host = host_alloc(rows, sizeof *host);
     int status = table && ids ? 0 : error_set(error, EXIT_FAILED, "memory: no room for a kernel's operands");
     for (size_t r = 0; r < rows; r++) host[r] = (int32_t)(r % FILL_ROWS);
@@ -531,7 +548,7 @@ static int fill_activations(Device *dev, act_t *to, size_t elements, const float
     }
     free(host);
     device_free(ids);
-    device_free(table);
+    weights_free(table);
     return status;
 }
 
@@ -563,47 +580,48 @@ static size_t operand_elements(const KernelOperand *operand)
     return (operand->elements + FILL_WIDTH - 1) / FILL_WIDTH * FILL_WIDTH;
 }
 
-static size_t operand_size(const KernelOperand *operand)
+static void kernel_operands_free(KernelRun *k)
 {
-    return operand->kind == INDICES       ? sizeof(int32_t)
-           : operand->kind == ACTIVATIONS ? sizeof(act_t)
-           : operand->kind == WEIGHTS     ? sizeof(weight_t)
-                                          : sizeof(stat_t);
+    for (size_t s = 0; s < k->n_sets; s++)
+        for (size_t i = 0; i < k->kernel->n_operands; i++)
+            if (k->kernel->operands[i].kind == WEIGHTS)
+                weights_free(k->operands[s][i]);
+            else
+                device_free(k->operands[s][i]);
 }
 
-/* Lays out and fills the sets of operands. Only what waits for memory needs more than one. The block, to be freed;
- * NULL: no memory. */
-static char *kernel_operands(KernelRun *k, bool waits_for_memory, Error *error)
+/* Lays out and fills the sets of operands, to be freed also where there was no memory for all. Only what waits for
+ * memory needs more than one. */
+static int kernel_operands(KernelRun *k, bool waits_for_memory, Error *error)
 {
     const Kernel *kernel = k->kernel;
     const KernelBytes bytes = kernel_bytes(kernel);
     const size_t touched = (size_t)(bytes.read + bytes.written), available = device_memory_available();
-    Arena arena = {0};
     size_t set = 0;
     for (size_t i = 0; i < kernel->n_operands; i++)
-        set += operand_elements(&kernel->operands[i]) * operand_size(&kernel->operands[i]) + 64;
+        set += operand_elements(&kernel->operands[i]) * operand_size(&kernel->operands[i]);
     k->n_sets = waits_for_memory ? min_size(2 * last_level_cache() / touched + 1, MOST_SETS) : 1;
     if (available) k->n_sets = max_size(1, min_size(k->n_sets, available / 2 / set));
-    if (!(arena.base = device_alloc(k->n_sets * set))) {
-        error_set(error, EXIT_FAILED, "memory: no room for the operands of %s (%zu MB)", kernel->name, set >> 20);
-        return NULL;
-    }
     for (size_t s = 0; s < k->n_sets; s++)
         for (size_t i = 0; i < kernel->n_operands; i++) {
             const KernelOperand *operand = &kernel->operands[i];
-            k->operands[s][i] = arena_take(&arena, operand_elements(operand), operand_size(operand));
-            if (!fill_operand(k->dev, k->operands[s][i], operand, operand_elements(operand), kernel->index_run, error))
-                continue;
-            device_free(arena.base);
-            return NULL;
+            const size_t n = operand_elements(operand);
+            void *memory =
+                operand->kind == WEIGHTS ? (void *)weights_alloc(n) : device_alloc(n * operand_size(operand));
+            k->operands[s][i] = memory;
+            if (!memory)
+                return error_set(error, EXIT_FAILED, "memory: no room for the operands of %s (%zu MB)", kernel->name,
+                                 set >> 20);
+            if (fill_operand(k->dev, memory, operand, n, kernel->index_run, error)) return -1;
         }
-    return arena.base;
+    return 0;
 }
 
 static void run_kernel(void *context)
 {
     KernelRun *k = context;
     k->kernel->run(k, k->operands[k->next]);
+    device_wait(k->dev);
     k->next = (k->next + 1) % k->n_sets;
 }
 
@@ -614,12 +632,14 @@ static int measure_kernel(const Bench *bench, KernelRun *k, const char *dtype, c
     const double bytes = each.read + each.written, peak = peak_rate(bench, dtype, bench->threads),
                  bound = bound_seconds(bench, dtype, bench->threads, kernel->flops, each.read, each.written);
     const bool waits = kernel->flops / peak < bound;
-    char *memory = kernel_operands(k, waits, error);
     cJSON *row;
     Timing t;
-    if (!memory) return -1;
+    if (kernel_operands(k, waits, error)) {
+        kernel_operands_free(k);
+        return -1;
+    }
     t = time_calls(run_kernel, k, bench->repeats ? bench->repeats : bench->quick ? 3 : 7, bench->quick ? 0.002 : 0.02);
-    device_free(memory);
+    kernel_operands_free(k);
     row = cJSON_CreateObject();
     cJSON_AddItemToArray(rows, row);
     cJSON_AddStringToObject(row, "model", bench->name);
@@ -670,3 +690,63 @@ static int measure_kernels(const Bench *bench, const void *dtype, cJSON *result,
     device_close(dev);
     return status;
 }
+
+/* --- the peaks of a card */
+
+#ifdef PROMOT_GPU
+/* A card's ceilings, from its own large product and its own copy. (gpu/bench.cu holds the products against the vendor's
+ * library.) */
+enum { PEAK_SIDE = 8192 };
+
+typedef struct {
+    Device *dev;
+    act_t *x, *y;
+    weight_t *w;
+} PeakProduct;
+
+static void run_peak_product(void *context)
+{
+    const PeakProduct *p = context;
+    linear_forward(p->dev, p->y, p->x, p->w, PEAK_SIDE, PEAK_SIDE, PEAK_SIDE);
+    device_wait(p->dev);
+}
+
+static void run_peak_copy(void *context)
+{
+    const PeakProduct *p = context;
+    device_copy(p->dev, p->y, p->x, (size_t)PEAK_SIDE * PEAK_SIDE * sizeof *p->x);
+    device_wait(p->dev);
+}
+
+static int measure_peaks(const Bench *bench, const void *what, cJSON *result, Error *error)
+{
+    const size_t n = (size_t)PEAK_SIDE * PEAK_SIDE, repeats = bench->quick ? 5 : 11;
+    const char *const streams[] = {"read", "copy", "update"};
+    cJSON *rows = cJSON_AddArrayToObject(result, "rows");
+    PeakProduct p = {.dev = device_open(bench->threads, MATMUL_BF16, error)};
+    int status = -1;
+    (void)what;
+    if (!p.dev) return -1;
+    p.x = device_alloc(n * sizeof *p.x);
+    p.y = device_alloc(n * sizeof *p.y);
+    p.w = weights_alloc(n);
+    if (p.x && p.y && p.w) {
+        const KernelOperand activations = {.kind = ACTIVATIONS, .elements = n}, weights = {WEIGHTS, n, n, 0};
+        status = fill_operand(p.dev, p.x, &activations, n, 1, error);
+        if (!status) status = fill_operand(p.dev, p.w, &weights, n, 1, error);
+    } else {
+        error_set(error, EXIT_FAILED, "memory: no room for a product of %d x %d", PEAK_SIDE, PEAK_SIDE);
+    }
+    if (!status)
+        add_peak(rows, "bf16", bench->threads, 2.0 * PEAK_SIDE * (double)n,
+                 time_calls(run_peak_product, &p, repeats, 0.05), "FLOP/s");
+    for (size_t s = 0; !status && s < sizeof streams / sizeof *streams; s++)
+        add_peak(rows, streams[s], bench->threads, 2.0 * (double)(n * sizeof *p.x),
+                 time_calls(run_peak_copy, &p, repeats, 0.01), "B/s");
+    device_free(p.x);
+    device_free(p.y);
+    weights_free(p.w);
+    device_close(p.dev);
+    return status;
+}
+#endif

@@ -171,6 +171,18 @@ static size_t last_level_cache(void)
 
 /* --- the peaks */
 
+/* A peak is what was reached once; everything else is told by its median. */
+static void add_peak(cJSON *rows, const char *name, int threads, double amount, Timing t, const char *unit)
+{
+    cJSON *row = cJSON_CreateObject();
+    cJSON_AddItemToArray(rows, row);
+    cJSON_AddStringToObject(row, "peak", name);
+    cJSON_AddNumberToObject(row, "threads", threads);
+    cJSON_AddNumberToObject(row, "rate", amount / t.fastest);
+    cJSON_AddStringToObject(row, "unit", unit);
+    cJSON_AddNumberToObject(row, "spread", t.spread);
+}
+
 #ifndef PROMOT_GPU
 /* As wide as the processor's registers; CHAINS: enough independent sums to fill its pipelines (about 4 steps deep, 2 to
  * 4 side by side), and few enough to stay in registers. */
@@ -288,18 +300,6 @@ static void first_touch(PeakLoop *p, int threads)
     p->to = to;
 }
 
-/* A peak is what was reached once; everything else is told by its median. */
-static void add_peak(cJSON *rows, const char *name, int threads, double amount, Timing t, const char *unit)
-{
-    cJSON *row = cJSON_CreateObject();
-    cJSON_AddItemToArray(rows, row);
-    cJSON_AddStringToObject(row, "peak", name);
-    cJSON_AddNumberToObject(row, "threads", threads);
-    cJSON_AddNumberToObject(row, "rate", amount / t.fastest);
-    cJSON_AddStringToObject(row, "unit", unit);
-    cJSON_AddNumberToObject(row, "spread", t.spread);
-}
-
 static void measure_peaks_with(cJSON *rows, PeakLoop *p, size_t repeats)
 {
     const struct {
@@ -341,14 +341,6 @@ static int measure_peaks(const Bench *bench, const void *what, cJSON *result, Er
         measure_peaks_with(rows, &p, bench->quick ? 5 : 11);
     device_free(p.from);
     return 0;
-}
-
-#else
-
-static int measure_peaks(const Bench *bench, const void *what, cJSON *result, Error *error)
-{
-    (void)bench, (void)what, (void)result;
-    return error_set(error, EXIT_FAILED, "bench: no loops for the peaks of a GPU (expected a CPU build)");
 }
 
 #endif /* PROMOT_GPU */

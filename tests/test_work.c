@@ -38,6 +38,11 @@ int device_threads(const Device *dev)
     return dev->threads;
 }
 
+void device_wait(Device *dev)
+{
+    (void)dev;
+}
+
 bool device_has_bf16(void)
 {
     return false;
