@@ -1359,9 +1359,10 @@ typedef struct {
     size_t ahead_lines;
 } Tile;
 
-/* c [m, n] (=) or (+=) a · bᵀ */
-ALWAYS_INLINE void multiply_tile(const Tile *t, const real_t *a, const real_t *b, size_t steps, bool accumulate,
-                                 bool bf16)
+/* c [m, n] (=) or (+=) a · bᵀ. Row i of A has its k-th number at a[i * a_row + k * a_step]: in a panel a_row is 1 and
+ * a_step TILE_ROWS. */
+ALWAYS_INLINE void multiply_tile(const Tile *t, const real_t *a, size_t a_row, size_t a_step, const real_t *b,
+                                 size_t steps, bool accumulate, bool bf16)
 {
     const char *next_b = t->next_b;
     vec_t sum[TILE_ROWS][TILE_VECTORS];
@@ -1383,10 +1384,10 @@ ALWAYS_INLINE void multiply_tile(const Tile *t, const real_t *a, const real_t *b
             {
                 UNROLLED for (int j = 0; j < TILE_VECTORS; j++)
                 {
-                    sum[i][j] = multiply_add(sum[i][j], a + i, column[j], bf16);
+                    sum[i][j] = multiply_add(sum[i][j], a + i * a_row, column[j], bf16);
                 }
             }
-            a += TILE_ROWS, b += TILE_COLUMNS, next_b += t->next_b_step;
+            a += a_step, b += TILE_COLUMNS, next_b += t->next_b_step;
         }
     }
     if (t->m == TILE_ROWS && t->n == TILE_COLUMNS) {
@@ -1428,9 +1429,9 @@ static void multiply_panels(real_t *c, size_t c_row, const real_t *a, const real
             t.c = c + i * c_row + j, t.m = min_size(TILE_ROWS, m - i), t.n = min_size(TILE_COLUMNS, n - j);
             t.next_b = (const char *)next_b + i / TILE_ROWS * t.next_b_step * steps;
             if (precision == MATMUL_BF16)
-                multiply_tile(&t, a + i * steps, b, steps, accumulate, true);
+                multiply_tile(&t, a + i * steps, 1, TILE_ROWS, b, steps, accumulate, true);
             else
-                multiply_tile(&t, a + i * steps, b, steps, accumulate, false);
+                multiply_tile(&t, a + i * steps, 1, TILE_ROWS, b, steps, accumulate, false);
         }
 }
 
@@ -1513,7 +1514,30 @@ static void few_rows_sum(real_t *c, size_t c_row, Operand a, Operand b, size_t m
     }
 }
 
-/* --- the product of one block, by one thread: this is what attention uses. */
+/* --- the product of one block, by one thread: this is what attention uses. A tile reads A one number at a time, so
+ * where a block is in the cache anyhow it may as well be read where it lies: packing pays for B, whose numbers are read
+ * as vectors. Only the last rows, fewer than a tile has, are packed with zeros below them. */
+
+static void multiply_in_place(real_t *c, size_t c_row, Operand a, const real_t *b, size_t m, size_t n, size_t depth,
+                              bool accumulate, real_t *last_rows)
+{
+    const size_t whole = m / TILE_ROWS * TILE_ROWS;
+    Ahead nothing = {0};
+    Tile t = {.c_row = c_row, .ahead = &nothing};
+    if (whole < m) pack_panels(last_rows, TILE_ROWS, operand_from(a, whole, 0), m - whole, depth, MATMUL_FP32);
+    for (size_t j = 0; j < n; j += TILE_COLUMNS, b += TILE_COLUMNS * depth)
+        for (size_t i = 0; i < m; i += TILE_ROWS) {
+            const real_t *const rows = a.data + i * a.row;
+            t.c = c + i * c_row + j, t.m = min_size(TILE_ROWS, m - i), t.n = min_size(TILE_COLUMNS, n - j);
+            t.next_b = (const char *)b;
+            if (i == whole)
+                multiply_tile(&t, last_rows, 1, TILE_ROWS, b, depth, accumulate, false);
+            else if (a.row == 1)
+                multiply_tile(&t, rows, 1, a.depth, b, depth, accumulate, false);
+            else
+                multiply_tile(&t, rows, a.row, 1, b, depth, accumulate, false);
+        }
+}
 
 /* How many reals matmul_block needs to pack its operands. */
 static size_t matmul_block_scratch(size_t m, size_t n, size_t depth)
@@ -1530,8 +1554,12 @@ static void matmul_block(real_t *c, size_t c_row, Operand a, Operand b, size_t m
         few_rows_sum(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
     } else {
         real_t *const b_panels = scratch + round_up(m, TILE_ROWS) * depth;
-        pack_panels(scratch, TILE_ROWS, a, m, depth, precision);
         pack_panels(b_panels, TILE_COLUMNS, b, n, depth, precision);
+        if (precision == MATMUL_FP32) {
+            multiply_in_place(c, c_row, a, b_panels, m, n, depth, accumulate, scratch);
+            return;
+        }
+        pack_panels(scratch, TILE_ROWS, a, m, depth, precision);
         multiply_panels(c, c_row, scratch, b_panels, m, n, depth, accumulate, precision, (Ahead){0});
     }
 }
@@ -3160,7 +3188,7 @@ typedef struct {
 
 /* The head's logits exist for so many bytes' worth of rows at a time. Fewer rows would read the head's weights more
  * often, more rows would only take memory. */
-enum { LOGITS_BYTES = 128 << 20 };
+enum { LOGITS_BYTES = 256 << 20 };
 
 static size_t logits_rows(const T5Config *c, size_t rows)
 {
