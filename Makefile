@@ -29,13 +29,23 @@ DOUBLE    = test_kernels test_lora test_matmul_attention test_mixed_prompts test
 # Test programs include the file they test, promot.c among them.
 INCLUDED  = promot.c $(wildcard commands/*.c data/*.c data/demo/*.c)
 
+# The kernels for a graphics card. Hopper has code of its own (sm_90a); the last entry is for cards yet to come.
+GPU_CODE  = $(wildcard gpu/*.cu gpu/*.cuh tests/gpu_*.h)
+GPU_PARTS = $(filter-out bench,$(patsubst gpu/%.cu,%,$(wildcard gpu/*.cu)))
+GPU_TESTS = $(patsubst tests/%.cc,%,$(wildcard tests/test_gpu_*.cc))
+NVCC     ?= nvcc
+GPU_ARCH ?= $(foreach a,80 90a 100,-gencode=arch=compute_$(a),code=sm_$(a)) -gencode=arch=compute_80,code=compute_80
+NVCC_    := $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -Xcompiler -Wall,-Wextra -Xptxas -v,-warn-spills
+CUDA     ?= $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v $(NVCC))))
+CUDA_LIBS = -L$(CUDA)/lib64 -lcudart_static -ldl -lrt -lpthread
+
 # One directory of objects for each way of building: plain, for another processor, with sanitizers.
 B         = $(if $(filter native,$(ARCH)),build,build/$(ARCH))
 SANITIZE  = -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 
 MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: all demo bench test test-sanitized setup help clean
+.PHONY: all demo bench test test-sanitized gpu gpu-check gpu-test gpu-bench setup help clean
 all: promot
 
 .PHONY: promot
@@ -89,16 +99,59 @@ bench: promot
 $(B)/world: data/demo/world.c data/demo/words.h | setup
 	$(C) $< -o $@
 
-test: promot $(TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
-	@sh tests/run.sh $(TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
+# The CUDA kernels run on the CPU here, in an emulator (tests/gpu_emulator.h), beside their twins of chapter 2.
+$(B)/gpu_twins.o: tests/gpu_twins.c promot.c promot.h data/error.h tests/gpu_twins.h
+	@mkdir -p $(@D)
+	$(C) $(EXTRA) -I. -c $< -o $@
+
+$(B)/test_gpu_%: tests/test_gpu_%.cc $(B)/gpu_twins.o $(GPU_CODE) $(HEADERS)
+	$(CXX_) $(EXTRA) -Wno-unknown-pragmas -DGPU_EMULATOR -c $< -o $@.o
+	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/gpu_twins.o -lm -o $@
+
+test: promot $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
+	@sh tests/run.sh $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
 
 # Without warnings: the plain build has them as errors, and sanitizers make gcc see ghosts.
 test-sanitized:
 	@$(MAKE) B=build/sanitized CFLAGS=-O1 CXXFLAGS=-O1 WARNINGS= EXTRA="$(SANITIZE)" build-tests
-	@sh tests/run.sh $(TESTS:%=build/sanitized/%) $(DOUBLE:%=build/sanitized/double_%)
+	@sh tests/run.sh $(TESTS:%=build/sanitized/%) $(GPU_TESTS:%=build/sanitized/%) $(DOUBLE:%=build/sanitized/double_%)
 
 .PHONY: build-tests
-build-tests: $(TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
+build-tests: $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
+
+# The same engine on a graphics card: promot.c without chapter 2, and the kernels of gpu/ in its place.
+gpu: $(B)/promot-gpu
+	@cmp -s $< promot-gpu || cp $< promot-gpu
+
+# The kernels for every kind of card. A register spilled to memory, or a wgmma that the assembler serialises (its
+# advisories C75xx), is an error.
+gpu-check: $(GPU_PARTS:%=$(B)/gpu/%.o)
+
+$(B)/gpu/%.o: gpu/%.cu $(GPU_CODE) promot.h data/error.h
+	@mkdir -p $(@D)
+	@echo "$(NVCC) -c $<"
+	@$(NVCC_) -c $< -o $@ >$@.log 2>&1 || { cat $@.log; rm -f $@; exit 1; }
+	@! grep -E 'C75[0-9][0-9]|[1-9][0-9]* bytes spill|warning' $@.log || { rm -f $@; exit 1; }
+
+$(B)/promot-gpu: promot.c $(wildcard commands/*.c) $(HEADERS) $(GPU_PARTS:%=$(B)/gpu/%.o) $(B)/libparts.a | setup
+	$(C) -DNDEBUG -DPROMOT_GPU -c promot.c -o $(B)/promot_gpu.o
+	$(CXX_) $(OPENMP) $(B)/promot_gpu.o $(GPU_PARTS:%=$(B)/gpu/%.o) $(B)/libparts.a $(LIBS) $(CUDA_LIBS) -o $@
+
+# On a machine with a card, with nothing but nvcc: the tests of gpu/ once more on the card itself, and its speed.
+$(B)/card_%: tests/%.cc $(B)/gpu_twins.o $(GPU_CODE) tests/test.h
+	@echo "$(NVCC) -c $<"
+	@$(NVCC_) -DPROMOT_BOUNDED_WAITS -I. -x cu -c $< -o $@.o >$@.log 2>&1 || { cat $@.log; exit 1; }
+	$(CXX_) $(OPENMP) $@.o $(B)/gpu_twins.o $(CUDA_LIBS) -lm -o $@
+
+gpu-test: $(GPU_TESTS:%=$(B)/card_%)
+	@sh tests/run.sh $^
+
+$(B)/gpu-bench: $(B)/gpu/bench.o $(GPU_PARTS:%=$(B)/gpu/%.o)
+	$(CXX_) $^ $(CUDA_LIBS) -lcublas -o $@
+
+gpu-bench: $(B)/gpu-bench
+	@mkdir -p out
+	@$< out/gpu_bench.json
 
 help:
 	@echo "make                 build ./promot"
@@ -106,8 +159,12 @@ help:
 	@echo "make bench           speed, as shares of what the machine can do (BENCH=--quick: the short form)"
 	@echo "make test            build and run all tests"
 	@echo "make test-sanitized  the same tests under the address and undefined-behaviour sanitizers"
+	@echo "make gpu             build ./promot-gpu, the same program on a graphics card (needs nvcc)"
+	@echo "make gpu-check       compile the kernels for every kind of card, and look for spilled registers"
+	@echo "make gpu-test        the kernels against their CPU twins, on a card (without one they run in the emulator: make test)"
+	@echo "make gpu-bench       the kernels' speed beside cuBLAS, on a card"
 	@echo "make clean           remove what was built"
 	@echo "make ARCH=...        build for another processor (-march)"
 
 clean:
-	rm -rf build promot
+	rm -rf build promot promot-gpu
