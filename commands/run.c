@@ -91,18 +91,20 @@ static bool holds_no_files(const char *path, bool pretrain)
 static int run_make_directory(const Options *o, Error *error)
 {
     char *path = text_format("%s", o->text[OPT_OUT]), *slash;
-    int status = 0;
+    int status = 0, number = 0;
     for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) path[n - 1] = '\0';
     if ((slash = strrchr(path, '/')) && slash != path) {
         *slash = '\0';
         status = directory_create(path, error);
         *slash = '/';
     }
-    if (!status && mkdir(path, 0777) != 0 &&
-        !(errno == EEXIST && (option_true(o, OPT_RESUME) || o->which == FOR_PRETRAIN) &&
-          holds_no_files(path, o->which == FOR_PRETRAIN)))
-        status = path_exists(path) ? error_set(error, EXIT_USAGE, "%s: exists already (--resume continues a run)", path)
-                                   : error_set(error, EXIT_FAILED, "%s: cannot be made: %s", path, strerror(errno));
+    if (!status && mkdir(path, 0777) != 0) number = errno;
+    if (number && number != EEXIST)
+        status = error_set(error, number == ENOSPC || number == EDQUOT || number == EIO ? EXIT_FAILED : EXIT_USAGE,
+                           "%s: cannot be created: %s", path, strerror(number));
+    else if (number && !((option_true(o, OPT_RESUME) || o->which == FOR_PRETRAIN) &&
+                         holds_no_files(path, o->which == FOR_PRETRAIN)))
+        status = error_set(error, EXIT_USAGE, "%s: exists already (--resume continues a run)", path);
     free(path);
     return status;
 }

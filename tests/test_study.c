@@ -1052,6 +1052,13 @@ static void test_errors(void)
     check_refused("study --seeds three --out " SCRATCH "/refused", "--seeds");
     check_refused("study --epochs 3 --out " SCRATCH "/refused", "--epochs");
     CHECK(!run_has("refused", ""), "what is refused leaves nothing behind");
+#ifdef __linux__ /* a directory in which nobody, root neither, makes another: the reason that is told is that one's */
+    check_refused("study --model " TINY " --tasks " SCRATCH "/tasks --out /sys/study",
+                  "promot: /sys/study: cannot be created: ");
+    char *text = standard_error();
+    CHECK(!strstr(text, strerror(ENOENT)), "%s", text);
+    free(text);
+#endif
 
     /* A model is read whole before anything begins. */
     fresh_directory(SCRATCH "/damaged");
