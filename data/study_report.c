@@ -390,11 +390,12 @@ static void put_related_name(TextBuffer *csv, const cJSON *results)
     free(text);
 }
 
-/* A row for each method, a column for each task at 1 shot, the related one last. what: "tasks", "task_format_ratio". */
-static char *tasks_csv(const cJSON *results, const char *what)
+/* A row for each of a pretrained model's methods, a column for each task at 1 shot, the related one last.
+ * what: "tasks", "task_format_ratio". */
+static char *tasks_csv(const cJSON *results, const cJSON *methods, const char *what)
 {
     TextBuffer csv = {0};
-    const cJSON *methods = member(results, "methods"), *heldout = member(results, "heldout"), *method, *task;
+    const cJSON *heldout = member(results, "heldout"), *method, *task;
     text_put(&csv, "method");
     cJSON_ArrayForEach(task, heldout)
     {
@@ -702,15 +703,16 @@ static void put_checks(Study *study)
     const cJSON *checks = member(study->results, "checks"), *check;
     TextBuffer csv = {0};
     if (!checks->child) return;
-    text_put(&csv, "check,value,limit,\n");
+    text_put(&csv, ",check,value,limit\n"); /* the verdict first: a page may be too narrow for the end of a row */
     cJSON_ArrayForEach(check, checks)
     {
+        text_put(&csv, cJSON_IsTrue(member(check, "ok")) ? "reached," : "NOT REACHED,");
         put_text_cell(&csv, text_of(member(check, "what")));
         text_put(&csv, ",");
         put_text_cell(&csv, text_of(member(check, "value")));
         text_put(&csv, ",");
         put_text_cell(&csv, text_of(member(check, "limit")));
-        text_put(&csv, cJSON_IsTrue(member(check, "ok")) ? ",reached\n" : ",NOT REACHED\n");
+        text_put(&csv, "\n");
     }
     page_heading(&study->page, 3, "Checks");
     put_table(study, text_take(&csv));
@@ -725,9 +727,9 @@ static void put_results(Study *study)
                                   "is the one before tuning.");
     put_table(study, methods_csv(study->methods, &study->shots, &study->shots));
     page_heading(&study->page, 3, "Task by task, 1-shot");
-    put_table(study, tasks_csv(study->results, "tasks"));
+    put_table(study, tasks_csv(study->results, study->methods, "tasks"));
     page_heading(&study->page, 3, "Format ratio of each task, 1-shot");
-    put_table(study, tasks_csv(study->results, "task_format_ratio"));
+    put_table(study, tasks_csv(study->results, study->methods, "task_format_ratio"));
     put_checks(study);
 }
 
@@ -888,7 +890,8 @@ static int put_alignment(Study *study)
                  .y_label = "cosine",
                  .caption =
                      "The gradient on the trained task against the one on the same rows with random labels, which "
-                     "hold nothing but the format (the paper's Figure 3).",
+                     "hold nothing but the format (the paper's Figure 3). Where the task is learnt its gradient is "
+                     "small, and the cosine says little: see the norms.",
                  .y_low = -1,
                  .y_high = 1};
     bool any = curves.count > 0;
@@ -915,15 +918,17 @@ static Number last_step(const cJSON *results, const char *method)
     return (Number){finite_number(cJSON_GetArrayItem(steps, cJSON_GetArraySize(steps) - 1)), NAN};
 }
 
-static void put_rules(Study *study)
+/* Two rows for each of a pretrained model's methods that has a first checkpoint; no table if none has. All models are
+ * trained for the steps of the curves. */
+static void put_rules(Study *study, const cJSON *methods, int heading)
 {
     const cJSON *method, *rule = optional(study->results, "first_rule");
     TextBuffer csv = {0}, text = {0};
     bool any = false;
     text_put(&csv, "method,checkpoint,step,target,1-shot average,1-shot format %\n");
-    cJSON_ArrayForEach(method, study->methods)
+    cJSON_ArrayForEach(method, methods)
     {
-        const char *label = label_of(study->methods, key_of(method));
+        const char *label = label_of(methods, key_of(method));
         const cJSON *first = optional(method, "first");
         if (!first) continue;
         put_rule_row(&csv, label, "last", last_step(study->results, key_of(method)), method);
@@ -932,7 +937,7 @@ static void put_rules(Study *study)
     }
     char *table = text_take(&csv);
     if (any) {
-        page_heading(&study->page, 2, "Stopping early");
+        page_heading(&study->page, heading, "Stopping early");
         text_put(&text, "The last step against the first checkpoint whose accuracy on the rows for development is ");
         if (rule)
             text_put_format(&text, "at least %g.", finite_number(rule));
@@ -1036,6 +1041,11 @@ static void put_bases(Study *study)
         text_put(&text, ".");
         put_paragraph(study, &text);
         put_table(study, methods_csv(methods, &shots, &shots));
+        page_heading(&study->page, 4, "Task by task, 1-shot");
+        put_table(study, tasks_csv(study->results, methods, "tasks"));
+        page_heading(&study->page, 4, "Format ratio of each task, 1-shot");
+        put_table(study, tasks_csv(study->results, methods, "task_format_ratio"));
+        put_rules(study, methods, 4);
     }
 }
 
@@ -1100,7 +1110,7 @@ static int put_page(Study *study)
     if (has_curves(study, SHOW_MAIN) || optional(study->results, "alignment"))
         page_heading(&study->page, 2, "Along training");
     if (put_training(study, SHOW_MAIN) < 0 || put_alignment(study) < 0) return -1;
-    put_rules(study);
+    put_rules(study, study->methods, 2);
     put_samples(study);
     if (put_controls(study) < 0) return -1;
     put_bases(study);

@@ -321,9 +321,8 @@ static void test_parts_in_order(void)
         "<h3>Task by task, 1-shot</h3>",
         "<th class=\"number\">yes/no (related)</th>",
         "<h3>Format ratio of each task, 1-shot</h3>",
-        "<td>format ratio of fine-tuning</td><td class=\"number\">51.3</td><td>at least 25 &lt;</td><td>reached</td>",
-        "<td>format ratio of &lt;ProMoT&gt;</td><td class=\"number\">51.3</td><td>at least 25 &lt;</td><td>NOT "
-        "REACHED</td>",
+        "<td>reached</td><td>format ratio of fine-tuning</td><td class=\"number\">51.3</td><td>at least 25 &lt;</td>",
+        "<td>NOT REACHED</td><td>format ratio of &lt;ProMoT&gt;</td><td class=\"number\">51.3</td>",
         "<h2>Is the ability in the context?</h2>",
         "On the tasks but qa, it reaches 94.2 ±  0.7 with one worked example of the task itself, and 12.5 ±  2.1 with "
         "one "
@@ -354,6 +353,11 @@ static void test_parts_in_order(void)
         "<h2>Other pretrained models</h2>",
         "<h3>models/second &amp; third</h3>",
         "<td>ProMoT &lt;b&gt;&amp;&quot;</td>",
+        "<h4>Task by task, 1-shot</h4>",
+        "<h4>Format ratio of each task, 1-shot</h4>",
+        "<h4>Stopping early</h4>",
+        "<td>ProMoT &lt;b&gt;&amp;&quot;</td><td>last</td><td class=\"number\">100</td>",
+        "<td>ProMoT &lt;b&gt;&amp;&quot;</td><td>first</td>",
         "<td>lr &lt;</td><td class=\"number\">0.01</td>",
         "<details>",
         "<pre>promot train --method promot --out 'a &amp; b'\npromot eval &lt;x&gt;\n</pre>",
@@ -399,7 +403,7 @@ static void test_numbers_are_those_of_the_json(void)
                 put_expected(&row, path_of(path_of(method, tables[t], TASKS[i], NULL), "1", NULL, NULL));
             text_put(&row, "</tr>");
             expected = text_take(&row);
-            CHECK(count_of(page, expected) == 1, "%s: %s", METHODS[m], expected);
+            CHECK(count_of(page, expected) == (m < 4 ? 2 : 1), "%s: %s", METHODS[m], expected);
             free(expected);
         }
     }
