@@ -50,7 +50,7 @@ all: promot
 
 .PHONY: promot
 promot: $(B)/promot
-	@cmp -s $< $@ || cp $< $@
+	@cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; } # a program that runs cannot be written to, but replaced
 
 $(B)/promot: promot.c $(wildcard commands/*.c) $(HEADERS) $(B)/libparts.a | setup
 	$(C) -DNDEBUG -c promot.c -o $(B)/promot.o
