@@ -643,6 +643,22 @@ static void study_signals(sigset_t *waited, struct sigaction *before)
         if (sigaction(ENDING[i], NULL, &found) == 0 && found.sa_handler != SIG_IGN) sigaddset(waited, ENDING[i]);
 }
 
+/* The command that goes on with a stopped study, as a shell reads it: who ran `make demo` has typed none. A line, to be
+ * freed. */
+static char *study_resumption(const Study *s)
+{
+    Words words = {0};
+    char *line;
+    words_add(&words, text_format("%s", s->program));
+    words_add(&words, text_format("study"));
+    words_add(&words, text_format("--resume"));
+    words_add(&words, text_format("--out"));
+    words_add(&words, text_format("%s", s->out));
+    line = command_line(&words);
+    words_free(&words);
+    return line;
+}
+
 /* Runs all jobs. A signal that ends programs ends the processes of the study too, then the study itself. */
 static int study_run(Study *s, Error *error)
 {
@@ -662,10 +678,14 @@ static int study_run(Study *s, Error *error)
     if (status || (caught && caught != SIGCHLD)) study_stop(s);
     for (size_t i = 0; !status && running == 0 && i < s->n_jobs; i++) /* what a kill has kept from being tidied */
         status = study_tidy(s, &s->jobs[i], error);
+    if (!status && caught && caught != SIGCHLD && !s->quiet) { /* before a second such signal can end everything */
+        char *resumption = study_resumption(s);
+        fprintf(stderr, "study: stopped; this goes on with it: %s", resumption);
+        free(resumption);
+    }
     sigprocmask(SIG_SETMASK, &before, NULL);
     sigaction(SIGCHLD, &child_before, NULL);
     if (!status && caught && caught != SIGCHLD) {
-        if (!s->quiet) fprintf(stderr, "study: stopped; the same command with --resume goes on\n");
         raise(caught);
         status = error_set(error, EXIT_FAILED, "study: stopped (signal %d)", caught); /* it was blocked from outside */
     }

@@ -294,6 +294,10 @@ static void test_recorded_commands(void)
         }
         lines_free(&lines);
     }
+    line = study_resumption(&s);
+    check_text(shell_bracketed(line), "[promot] [study] [--resume] [--out] [" SCRATCH "-unit/it's here] ",
+               "what is told to whom stops it");
+    free(line);
     s.out = SCRATCH "-unit/nowhere";
     CHECK(study_record_commands(&s, &error) == -1 && strstr(error.text, SCRATCH "-unit/nowhere/commands.sh"), "%s",
           error.text);
