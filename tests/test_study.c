@@ -1153,6 +1153,115 @@ static void test_demo_stays_small(void)
     CHECK(bytes_seen < most, "%lld bytes (expected below %lld)", bytes_seen, most);
 }
 
+/* A file's text, runs of white space as one space. To be freed. */
+static char *words_of(const char *path)
+{
+    char *text = read_text(path), *to = text;
+    for (const char *from = text; *from; from++)
+        if (!isspace((unsigned char)*from))
+            *to++ = *from;
+        else if (to > text && to[-1] != ' ')
+            *to++ = ' ';
+    *to = '\0';
+    return text;
+}
+
+__attribute__((format(printf, 2, 3))) static void check_says(const char *text, const char *format, ...)
+{
+    char expected[400];
+    va_list numbers;
+    va_start(numbers, format);
+    vsnprintf(expected, sizeof expected, format, numbers);
+    va_end(numbers);
+    CHECK(strstr(text, expected), "it does not say: %s", expected);
+}
+
+/* A mean of a curve at a step. */
+static double curve_at(const cJSON *curve, const char *what, double step)
+{
+    const cJSON *steps = at(curve, "step"), *s;
+    int place = 0;
+    cJSON_ArrayForEach(s, steps)
+    {
+        if (s->valuedouble == step) return record_number(cJSON_GetArrayItem(at(curve, what), place), "mean");
+        place++;
+    }
+    return NAN;
+}
+
+/* How many checks are not reached whose names begin so, or do not. */
+static int count_missed(const cJSON *results, const char *start, bool begin)
+{
+    int missed = 0;
+    const cJSON *check;
+    cJSON_ArrayForEach(check, at(results, "checks")) missed +=
+        !cJSON_IsTrue(at(check, "ok")) &&
+        (strncmp(cJSON_GetStringValue(at(check, "what")), start, strlen(start)) == 0) == begin;
+    return missed;
+}
+
+/* The numbers in data/demo/README.md's sentences are those of the study that is kept beside it. */
+static void test_demo_readme(void)
+{
+    cJSON *results = NULL;
+    const cJSON *m, *other, *papers, *kept;
+    char *text = words_of("data/demo/README.md");
+    Error error = {0};
+    double most = 0, right, others_right;
+    CHECK(read_json("data/demo/study", "results.json", &results, &error) == 0, "%s", error.text);
+    m = at(results, "methods");
+    other = at(cJSON_GetArrayItem(at(results, "bases"), 0), "methods");
+    papers = at(at(results, "curves"), "paper-finetune");
+    check_says(text, "The model answers %.0f of 100 held-out questions after one example, %.0f without any; ",
+               MEAN_AT(m, "pretrained", "heldout", "1"), MEAN_AT(m, "pretrained", "heldout", "0"));
+    check_says(text,
+               "without the reading task, %.1f after one of the task itself and %.1f after one of the reading task.",
+               MEAN_AT(results, "context", "own"), MEAN_AT(results, "context", "other"));
+    for (size_t i = 0; i < N_HELDOUT; i++)
+        if (strcmp(STUDY_TASKS[i].name, "fr") != 0 && strcmp(STUDY_TASKS[i].name, "de") != 0)
+            most = fmax(most, MEAN_AT(other, "finetune", "tasks", STUDY_TASKS[i].name, "1"));
+    check_says(text, "translation keeps %.0f and %.0f of 100, everything else falls to %.0f or less.",
+               MEAN_AT(other, "finetune", "tasks", "fr", "1"), MEAN_AT(other, "finetune", "tasks", "de", "1"), most);
+    check_says(text, "On the shipped model %d of them are NOT REACHED, on the second one %d.",
+               count_missed(results, "base 2, ", false), count_missed(results, "base 2, ", true));
+    CHECK(reached(results, "fine-tuning: answers in the trained format, closed-book questions' less the average") == 0);
+    check_says(text, "fine-tuning answers True or False to %.0f %% of them, to %.0f %% of all tasks' questions",
+               MEAN_AT(m, "finetune", "task_format_ratio", "qa", "1"), MEAN_AT(m, "finetune", "format_ratio", "1"));
+    check_says(text, "it is %.0f %% of them and %.0f %% of all at step 300, %.0f %% of both at the end.",
+               curve_at(papers, "qa_format_ratio", 300), curve_at(papers, "format_ratio", 300),
+               fmin(curve_at(papers, "qa_format_ratio", 1000), curve_at(papers, "format_ratio", 1000)));
+    check_says(text, "On the second model they are ahead of it: %.0f %% of them, %.0f %% of all.",
+               MEAN_AT(other, "finetune", "task_format_ratio", "qa", "1"),
+               MEAN_AT(other, "finetune", "format_ratio", "1"));
+    CHECK(reached(results, "ProMoT, paper's settings: held-out tasks, percent of before") == 0 &&
+          reached(results, "ProMoT, paper's settings: answers in the trained format, percent") == 0);
+    check_says(text,
+               "(%.0f of %.0f). ProMoT has %.0f when the task is learnt (at step %.0f, mostly) and ends at %.0f, ",
+               MEAN_AT(m, "paper-finetune", "heldout", "1"), MEAN_AT(m, "pretrained", "heldout", "1"),
+               MEAN_AT(m, "paper-promot", "first", "heldout", "1"), MEAN_AT(m, "paper-promot", "first", "step"),
+               MEAN_AT(m, "paper-promot", "heldout", "1"));
+    check_says(text, "with %.0f %% of its answers in the trained format.",
+               MEAN_AT(m, "paper-promot", "format_ratio", "1"));
+    kept = at(cJSON_GetArrayItem(at(at(at(results, "curves"), "paper-promot"), "heldout"), 10), "values");
+    check_says(text, "at the constant rate they end at %.0f and %.0f.", cJSON_GetArrayItem(kept, 0)->valuedouble,
+               cJSON_GetArrayItem(kept, 1)->valuedouble);
+    CHECK(reached(results, "ProMoT: the related task, percent right of its answers in the trained format") == 0);
+    right = MEAN_AT(m, "promot", "tasks", "nli_reworded", "1");
+    others_right = MEAN_AT(other, "promot", "tasks", "nli_reworded", "1");
+    check_says(text, "The pretrained model scores %.0f:", MEAN_AT(m, "pretrained", "tasks", "nli_reworded", "1"));
+    check_says(text, "ProMoT %.0f %% of its answers are True or False, and of these %.0f %% are right,",
+               MEAN_AT(m, "promot", "task_format_ratio", "nli_reworded", "1"),
+               100 * right / MEAN_AT(m, "promot", "task_format_ratio", "nli_reworded", "1"));
+    check_says(text, "though the score is %.0f.", right);
+    check_says(text, "it is a gain: %.0f %% of its answers are True or False, %.0f %% of these right.",
+               MEAN_AT(other, "promot", "task_format_ratio", "nli_reworded", "1"),
+               100 * others_right / MEAN_AT(other, "promot", "task_format_ratio", "nli_reworded", "1"));
+    CHECK(MEAN_AT(m, "finetune", "task_format_ratio", "nli_reworded", "1") == 100, "fine-tuning always answers so");
+    check_says(text, "and is right in %.0f %%.", MEAN_AT(m, "finetune", "tasks", "nli_reworded", "1"));
+    free(text);
+    cJSON_Delete(results);
+}
+
 /* README shows the study that is kept in data/demo/study, and nothing was typed. */
 static void test_readme_table(void)
 {
@@ -1168,6 +1277,60 @@ static void test_readme_table(void)
     mapped_file_close(&readme);
     free(text);
     free(table);
+    cJSON_Delete(results);
+}
+
+/* Takes from every number what finish_numbers makes of its values. */
+static void forget_means(cJSON *json)
+{
+    cJSON *child;
+    bool is_number = cJSON_IsArray(at(json, "values"));
+    if (is_number) cJSON_DeleteItemFromObjectCaseSensitive(json, "mean");
+    if (is_number) cJSON_DeleteItemFromObjectCaseSensitive(json, "sd");
+    cJSON_ArrayForEach(child, json) forget_means(child);
+}
+
+/* The same names and texts in the same order, and numbers that differ by no more than another compiler's rounding. */
+static bool same_but_rounding(const cJSON *a, const cJSON *b)
+{
+    const cJSON *x = a->child, *y = b->child;
+    if ((a->type & 0xFF) != (b->type & 0xFF)) return false;
+    if (cJSON_IsNumber(a)) return fabs(a->valuedouble - b->valuedouble) <= 1e-9 * fmax(1, fabs(a->valuedouble));
+    if (cJSON_IsString(a)) return strcmp(a->valuestring, b->valuestring) == 0;
+    for (; x && y; x = x->next, y = y->next)
+        if ((x->string && strcmp(x->string, y->string) != 0) || !same_but_rounding(x, y)) return false;
+    return !x && !y;
+}
+
+/* The study that is kept in data/demo/study: its means, checks, finding and report are what the code makes of the
+ * seeds' values, byte by byte. */
+static void test_kept_study(void)
+{
+    static const char *const FILES[] = {"report.html", "overview.svg"};
+    cJSON *results = NULL, *again;
+    Error error = {0};
+    CHECK(read_json("data/demo/study", "results.json", &results, &error) == 0, "%s", error.text);
+    again = cJSON_Duplicate(results, true);
+    forget_means(again);
+    CHECK(!at(at(at(at(again, "methods"), "promot"), "target"), "mean"), "a mean is still there");
+    cJSON_DeleteItemFromObject(again, "checks");
+    cJSON_DeleteItemFromObject(again, "finding");
+    finish_numbers(again);
+    add_checks(again, (size_t)record_number(again, "seeds"));
+    add_finding(again, (size_t)record_number(again, "seeds"));
+    CHECK(cJSON_GetArraySize(at(results, "checks")) > 30 && same_but_rounding(results, again));
+    fresh_directory(SCRATCH "/kept");
+    CHECK(study_report_write(SCRATCH "/kept", results, &error) == 0, "%s", error.text);
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
+        char *kept = path_join("data/demo/study", FILES[i]), *made = path_join(SCRATCH "/kept", FILES[i]),
+             *text = read_text(kept), *expected = read_text(made);
+        CHECK(*text && strcmp(text, expected) == 0, "%s is not what results.json makes", kept);
+        free(expected);
+        free(text);
+        free(made);
+        free(kept);
+    }
+    cJSON_Delete(again);
     cJSON_Delete(results);
 }
 
@@ -1195,6 +1358,8 @@ static const Test tests[] = {
     {"demo_is_found_beside_the_program", test_demo_is_found_beside_the_program},
     {"demo_stays_small", test_demo_stays_small},
     {"readme_table", test_readme_table},
+    {"demo_readme", test_demo_readme},
+    {"kept_study", test_kept_study},
 };
 
 TEST_MAIN(tests)
