@@ -1815,8 +1815,8 @@ void linear_forward_layers(Device *dev, act_t *y, const act_t *x, const weight_t
 void linear_backward_input_layers(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in,
                                   size_t out, size_t layers, size_t w_stride, size_t dy_stride)
 {
-    for (size_t l = 0; l < layers; l++)
-        linear_backward_input(dev, dx, dy + l * dy_stride, w + l * w_stride, rows, in, out, l > 0);
+    for (size_t l = layers; l-- > 0;) /* in the order of a backward pass */
+        linear_backward_input(dev, dx, dy + l * dy_stride, w + l * w_stride, rows, in, out, l + 1 < layers);
 }
 
 void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *w, size_t rows, size_t in,

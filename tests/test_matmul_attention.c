@@ -119,8 +119,9 @@ static void test_linear_layers(void)
     for (size_t l = 0; l < LAYERS; l++) {
         linear_forward(dev, one, x, w + l * W_STRIDE, ROWS, IN, OUT);
         CHECK(memcmp(one, y + l * Y_STRIDE, ROWS * OUT * sizeof *one) == 0, "layer %zu", l);
-        linear_backward_input(dev, sum, y + l * Y_STRIDE, w + l * W_STRIDE, ROWS, IN, OUT, l > 0);
     }
+    for (size_t l = LAYERS; l-- > 0;)
+        linear_backward_input(dev, sum, y + l * Y_STRIDE, w + l * W_STRIDE, ROWS, IN, OUT, l + 1 < LAYERS);
     linear_backward_input_layers(dev, dx, y, w, ROWS, IN, OUT, LAYERS, W_STRIDE, Y_STRIDE);
     CHECK(memcmp(sum, dx, ROWS * IN * sizeof *sum) == 0, "the sum over layers");
     free(x), free(w), free(y), free(dx), free(one), free(sum);
