@@ -108,6 +108,17 @@ $(B)/test_gpu_%: tests/test_gpu_%.cc $(B)/gpu_twins.o $(GPU_CODE) $(HEADERS)
 	$(CXX_) $(EXTRA) -Wno-unknown-pragmas -DGPU_EMULATOR -c $< -o $@.o
 	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/gpu_twins.o -lm -o $@
 
+# The whole program on the emulator's card.
+$(B)/emulated/%.o: gpu/%.cu $(GPU_CODE) promot.h data/error.h
+	@mkdir -p $(@D)
+	$(CXX_) $(EXTRA) -Wno-unknown-pragmas -DGPU_EMULATOR -x c++ -c $< -o $@
+
+$(B)/promot-emulated: promot.c $(wildcard commands/*.c) $(HEADERS) $(GPU_PARTS:%=$(B)/emulated/%.o) $(B)/libparts.a
+	$(C) $(EXTRA) -DNDEBUG -DPROMOT_GPU -c promot.c -o $(B)/promot_emulated.o
+	$(CXX_) $(EXTRA) $(OPENMP) $(B)/promot_emulated.o $(GPU_PARTS:%=$(B)/emulated/%.o) $(B)/libparts.a $(LIBS) -o $@
+
+$(B)/test_gpu_model: $(B)/promot-emulated
+
 test: promot $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
 	@sh tests/run.sh $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
 

@@ -1,0 +1,342 @@
+/* device.cu: the card, its memory, and how numbers get in and out.
+ *
+ * Weights. The optimizer works on exact fp32 weights, the products read bf16. Instead of keeping both (6 bytes), an
+ * fp32 is cut into two halves of 16 bits that lie in two planes: products read the upper plane alone, the optimizer
+ * both (4 bytes). With u the bits of the fp32,
+ *
+ *     upper = (u + 0x8000) >> 16      u rounded to bf16, to nearest, ties away from zero
+ *     lower = the low 16 bits of u, as a signed number
+ *     u     = (upper << 16) + lower   modulo 2^32
+ *
+ * gives u back exactly, whatever u is: when the low half is 0x8000 or more, the upper half was rounded up by one, and
+ * lower is negative by just that. (Ties cannot go to even: an even upper half would then have 65,537 weights, one more
+ * than 16 bits can tell apart.) A weight_t * points into the upper plane; the lower one begins behind it in the same
+ * allocation, and weights_remainder finds the place by address.
+ *
+ * Copies. Everything is done in the order of one stream. An upload is first copied to pinned memory, a ring of slots,
+ * from which the card fetches it by itself: the caller's memory is free at once and the host waits only when the whole
+ * ring is still under way. A download waits until the numbers are there. */
+#include <unistd.h>
+
+#include "common.cuh"
+
+enum { SLOT_BYTES = 4 << 20, ALIGNMENT = 256, OLDEST_MAJOR = 8 };
+
+/* ================================================================================================================
+ * Opening and closing */
+
+/* Is there a card that this build can use? Fills dev and returns 0, or says why not. */
+static int card_find(Device *dev, Error *error)
+{
+    int driver = 0, runtime = 0, cards = 0;
+    cudaError_t status = cudaGetDeviceCount(&cards);
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (!driver) return error_set(error, EXIT_FAILED, "device: no NVIDIA driver is installed here");
+    if (driver / 1000 < runtime / 1000)
+        return error_set(error, EXIT_FAILED,
+                         "device: the NVIDIA driver is too old (expected one for CUDA %d, found %d.%d)", runtime / 1000,
+                         driver / 1000, driver % 1000 / 10);
+    if (status != cudaSuccess || !cards)
+        return error_set(error, EXIT_FAILED, "device: no NVIDIA card to be found (%s)", cudaGetErrorString(status));
+    if ((status = cudaSetDevice(0)) != cudaSuccess ||
+        (status = cudaDeviceGetAttribute(&dev->sm_count, cudaDevAttrMultiProcessorCount, 0)) != cudaSuccess ||
+        (status = cudaDeviceGetAttribute(&dev->compute_major, cudaDevAttrComputeCapabilityMajor, 0)) != cudaSuccess ||
+        (status = cudaDeviceGetAttribute(&dev->compute_minor, cudaDevAttrComputeCapabilityMinor, 0)) != cudaSuccess)
+        return error_set(error, EXIT_FAILED, "device: the card does not answer (%s)", cudaGetErrorString(status));
+    if (dev->compute_major < OLDEST_MAJOR)
+        return error_set(error, EXIT_FAILED,
+                         "device: the card has no bf16 (expected compute capability 8.0, found %d.%d)",
+                         dev->compute_major, dev->compute_minor);
+    dev->hopper = dev->compute_major == 9 && dev->compute_minor == 0;
+    return 0;
+}
+
+static int stream_open(Device *dev, Error *error)
+{
+    cudaError_t status = cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking);
+    for (int i = 0; i < STAGING_SLOTS && status == cudaSuccess; i++)
+        status = cudaEventCreateWithFlags(&dev->sent[i], cudaEventDisableTiming);
+    if (status == cudaSuccess) status = cudaMallocHost((void **)&dev->staging, (size_t)STAGING_SLOTS * SLOT_BYTES);
+    if (status == cudaSuccess) return 0;
+    return error_set(error, EXIT_FAILED, "device: no stream or no pinned memory (%s)", cudaGetErrorString(status));
+}
+
+/* precision is the CPU's choice of operands. A card has none: its operands are bf16, its sums fp32. */
+extern "C" Device *device_open(int threads, MatmulPrecision precision, Error *error)
+{
+    (void)precision;
+    if (threads < 0) {
+        error_set(error, EXIT_USAGE, "threads: must not be negative (found %d)", threads);
+        return NULL;
+    }
+    Device *dev = (Device *)calloc(1, sizeof *dev);
+    if (!dev) {
+        error_set(error, EXIT_FAILED, "device: no memory");
+        return NULL;
+    }
+    dev->threads = threads ? threads : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    if (card_find(dev, error) || stream_open(dev, error)) {
+        device_close(dev);
+        return NULL;
+    }
+    return dev;
+}
+
+extern "C" void device_close(Device *dev)
+{
+    if (!dev) return;
+    if (dev->stream) cudaStreamSynchronize(dev->stream);
+    for (int i = 0; i < STAGING_SLOTS; i++)
+        if (dev->sent[i]) cudaEventDestroy(dev->sent[i]);
+    cudaFree(dev->scratch);
+    cudaFreeHost(dev->staging);
+    if (dev->stream) cudaStreamDestroy(dev->stream);
+    free(dev);
+}
+
+extern "C" int device_threads(const Device *dev)
+{
+    return dev->threads;
+}
+
+extern "C" void device_wait(Device *dev)
+{
+    cuda_check(cudaStreamSynchronize(dev->stream), "device");
+}
+
+extern "C" bool device_has_bf16(void)
+{
+    return true;
+}
+
+/* ================================================================================================================
+ * Memory */
+extern "C" size_t device_memory_available(void)
+{
+    size_t available = 0, total = 0;
+    return cudaMemGetInfo(&available, &total) == cudaSuccess ? available : 0;
+}
+
+extern "C" void *device_alloc(size_t bytes)
+{
+    void *memory = NULL;
+    if (cudaMalloc(&memory, bytes ? bytes : 1) == cudaSuccess) return memory;
+    (void)cudaGetLastError(); /* the refusal is answered; the next check must not find it */
+    return NULL;
+}
+
+extern "C" void device_free(void *memory)
+{
+    cuda_check(cudaFree(memory), "device memory");
+}
+
+void *device_scratch(Device *dev, size_t bytes)
+{
+    if (bytes > dev->scratch_bytes) {
+        device_wait(dev); /* kernels may still work in the old one */
+        device_free(dev->scratch);
+        dev->scratch = (char *)device_alloc(bytes);
+        dev->scratch_bytes = bytes;
+        if (!dev->scratch) {
+            fprintf(stderr, "promot: scratch memory: %zu bytes are not to be had\n", bytes);
+            exit(EXIT_FAILED);
+        }
+    }
+    return dev->scratch;
+}
+
+/* Every allocation of weights, in a list: there are a handful (the model, prompts, an adapter and its bases). */
+typedef struct WeightPlanes {
+    struct WeightPlanes *next;
+    weight_t *upper;
+    int16_t *lower;
+    size_t n;
+} WeightPlanes;
+
+static WeightPlanes *weight_planes;
+
+extern "C" weight_t *weights_alloc(size_t n)
+{
+    if (n > SIZE_MAX / 8) return NULL;
+    const size_t plane = ceil_div<size_t>(n * sizeof(weight_t), ALIGNMENT) * ALIGNMENT;
+    WeightPlanes *planes = (WeightPlanes *)malloc(sizeof *planes);
+    char *memory = planes ? (char *)device_alloc(2 * plane) : NULL;
+    if (!memory) {
+        free(planes);
+        return NULL;
+    }
+    *planes = {weight_planes, (weight_t *)memory, (int16_t *)(memory + plane), n};
+    weight_planes = planes;
+    return planes->upper;
+}
+
+extern "C" void weights_free(weight_t *weights)
+{
+    for (WeightPlanes **at = &weight_planes; *at; at = &(*at)->next) {
+        WeightPlanes *planes = *at;
+        if (planes->upper != weights) continue;
+        *at = planes->next;
+        free(planes);
+        device_free(weights);
+        return;
+    }
+}
+
+/* The end of an allocation belongs to it, so that empty tensors and ends of loops have a remainder too. */
+int16_t *weights_remainder(const weight_t *weights)
+{
+    for (const WeightPlanes *planes = weight_planes; planes; planes = planes->next)
+        if (weights >= planes->upper && weights <= planes->upper + planes->n)
+            return planes->lower + (weights - planes->upper);
+    fprintf(stderr, "promot: weights: %p is not in memory of weights_alloc\n", (const void *)weights);
+    exit(EXIT_FAILED);
+}
+
+extern "C" void device_clear(Device *dev, void *memory, size_t bytes)
+{
+    cuda_check(cudaMemsetAsync(memory, 0, bytes, dev->stream), "clear");
+}
+
+extern "C" void device_copy(Device *dev, void *to, const void *from, size_t bytes)
+{
+    cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, dev->stream), "copy");
+}
+
+extern "C" void weights_copy(Device *dev, weight_t *to, const weight_t *from, size_t n)
+{
+    device_copy(dev, to, from, n * sizeof *to);
+    device_copy(dev, weights_remainder(to), weights_remainder(from), n * sizeof(int16_t));
+}
+
+/* ================================================================================================================
+ * Uploads
+ *
+ * A piece of the ring, at most a slot long and a multiple of 16 bytes apart from the next. When a slot is full, an
+ * event marks the copies out of it, and the next slot is used as soon as its own copies, of one round ago, are done. */
+static char *staging_take(Device *dev, size_t bytes)
+{
+    if (dev->slot_used + bytes > SLOT_BYTES) {
+        cuda_check(cudaEventRecord(dev->sent[dev->slot], dev->stream), "upload");
+        dev->slot = (dev->slot + 1) % STAGING_SLOTS;
+        dev->slot_used = 0;
+        cuda_check(cudaEventSynchronize(dev->sent[dev->slot]), "upload"); /* at once for a slot never used */
+    }
+    char *piece = dev->staging + dev->slot * SLOT_BYTES + dev->slot_used;
+    dev->slot_used += ceil_div<size_t>(bytes, 16) * 16;
+    return piece;
+}
+
+static void staging_send(Device *dev, void *to, const void *piece, size_t bytes)
+{
+    cuda_check(cudaMemcpyAsync(to, piece, bytes, cudaMemcpyHostToDevice, dev->stream), "upload");
+}
+
+static inline size_t at_most(size_t n, size_t limit)
+{
+    return n < limit ? n : limit;
+}
+
+extern "C" void device_upload(Device *dev, void *to, const void *host, size_t bytes)
+{
+    for (size_t done = 0, part; done < bytes; done += part) {
+        part = at_most(bytes - done, SLOT_BYTES);
+        char *piece = staging_take(dev, part);
+        memcpy(piece, (const char *)host + done, part);
+        staging_send(dev, (char *)to + done, piece, part);
+    }
+}
+
+extern "C" void stats_upload(Device *dev, stat_t *to, const float *host, size_t n)
+{
+    device_upload(dev, to, host, n * sizeof *to);
+}
+
+static void weights_split(weight_t *upper, int16_t *lower, const float *from, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, from + i, sizeof u);
+        upper[i].bits = (uint16_t)((u + 0x8000) >> 16);
+        lower[i] = (int16_t)(u & 0xffff);
+    }
+}
+
+static void weights_join(float *to, const weight_t *upper, const int16_t *lower, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t u = ((uint32_t)upper[i].bits << 16) + (uint32_t)(int32_t)lower[i];
+        memcpy(to + i, &u, sizeof u);
+    }
+}
+
+/* Half a slot holds the upper halves of a part, the other half the lower ones. */
+enum { WEIGHTS_PART = SLOT_BYTES / 4 };
+
+extern "C" void weights_upload(Device *dev, weight_t *to, const float *host, size_t n)
+{
+    int16_t *remainder = weights_remainder(to);
+    for (size_t done = 0, part; done < n; done += part) {
+        part = at_most(n - done, WEIGHTS_PART);
+        const size_t apart = ceil_div<size_t>(part, 8) * 8;
+        weight_t *upper = (weight_t *)staging_take(dev, apart * 2 * sizeof *upper);
+        int16_t *lower = (int16_t *)(upper + apart);
+        weights_split(upper, lower, host + done, part);
+        staging_send(dev, to + done, upper, part * sizeof *upper);
+        staging_send(dev, remainder + done, lower, part * sizeof *lower);
+    }
+}
+
+/* ================================================================================================================
+ * Downloads
+ *
+ * Numbers that the host sees in another form come to it in parts, through one slot of the ring. */
+extern "C" void device_download(Device *dev, void *host, const void *from, size_t bytes)
+{
+    cuda_check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, dev->stream), "download");
+    cuda_check(cudaStreamSynchronize(dev->stream), "download");
+}
+
+extern "C" void stats_download(Device *dev, float *host, const stat_t *from, size_t n)
+{
+    device_download(dev, host, from, n * sizeof *from);
+}
+
+extern "C" void logits_download(Device *dev, float *host, const logit_t *from, size_t n)
+{
+    device_download(dev, host, from, n * sizeof *from);
+}
+
+/* The slot in use. What is on its way out of it comes first in the stream, so a download may follow into it. */
+static char *staging_borrow(Device *dev)
+{
+    return dev->staging + dev->slot * SLOT_BYTES;
+}
+
+extern "C" void weights_download(Device *dev, float *host, const weight_t *from, size_t n)
+{
+    const int16_t *remainder = weights_remainder(from);
+    weight_t *upper = (weight_t *)staging_borrow(dev);
+    int16_t *lower = (int16_t *)(upper + WEIGHTS_PART);
+    for (size_t done = 0, part; done < n; done += part) {
+        part = at_most(n - done, WEIGHTS_PART);
+        cuda_check(cudaMemcpyAsync(upper, from + done, part * sizeof *upper, cudaMemcpyDeviceToHost, dev->stream),
+                   "download");
+        device_download(dev, lower, remainder + done, part * sizeof *lower);
+        weights_join(host + done, upper, lower, part);
+    }
+}
+
+extern "C" void activations_download(Device *dev, float *host, const act_t *from, size_t n)
+{
+    const size_t share = SLOT_BYTES / sizeof *from;
+    act_t *part_of = (act_t *)staging_borrow(dev);
+    for (size_t done = 0, part; done < n; done += part) {
+        part = at_most(n - done, share);
+        device_download(dev, part_of, from + done, part * sizeof *from);
+        for (size_t i = 0; i < part; i++) {
+            const uint32_t u = (uint32_t)part_of[i].bits << 16;
+            memcpy(host + done + i, &u, sizeof u);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+/* gpu/device.cu and what gpu/common.cuh gives to all kernels: weights survive being cut in two planes bit by bit,
+ * copies happen in order and leave the caller's memory alone, numbers and dropout masks have the bits that the CPU
+ * gives them. */
+#include "test.h"
+
+#include <math.h>
+#include <vector>
+
+#include "../gpu/device.cu"
+#include "gpu_twins.h"
+
+static Device *device(void)
+{
+    static Device *dev;
+    Error error;
+    if (!dev && !(dev = device_open(3, MATMUL_BF16, &error))) {
+        fprintf(stderr, "%s\n", error.text);
+        exit(EXIT_FAILED);
+    }
+    return dev;
+}
+
+static uint32_t bits_of(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+static float float_of(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* Every upper half, with the lower halves at which rounding changes its mind: NaN, infinity and denormals too. */
+static std::vector<float> all_kinds_of_numbers(void)
+{
+    static const uint32_t lower[] = {0x0000, 0x0001, 0x1234, 0x7fff, 0x8000, 0x8001, 0xabcd, 0xffff};
+    std::vector<float> numbers;
+    for (uint32_t upper = 0; upper < 0x10000; upper++)
+        for (uint32_t low : lower) numbers.push_back(float_of(upper << 16 | low));
+    return numbers;
+}
+
+static bool same_bits(const std::vector<float> &a, const float *b)
+{
+    return a.empty() || memcmp(a.data(), b, a.size() * sizeof(float)) == 0;
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- */
+
+static void weights_are_exact(void)
+{
+    const std::vector<float> numbers = all_kinds_of_numbers();
+    const size_t n = numbers.size();
+    std::vector<float> back(n);
+    std::vector<bf16_t> upper(n);
+    weight_t *w = weights_alloc(n);
+    weights_upload(device(), w, numbers.data(), n);
+    weights_download(device(), back.data(), w, n);
+    CHECK(same_bits(numbers, back.data()));
+    device_download(device(), upper.data(), w, n * sizeof(weight_t));
+    size_t wrong = 0, ties = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float x = numbers[i], rounded = float_of((uint32_t)upper[i].bits << 16);
+        if (!(fabsf(x) < 0x1.ffp127f)) continue; /* above lie what rounds to infinity, infinity and NaN */
+        const float down = float_of(bits_of(x) & 0xffff0000u), up = float_of((bits_of(x) & 0xffff0000u) + 0x10000);
+        const double below = fabs((double)x - down), above = fabs((double)up - x); /* of the magnitude */
+        ties += below == above;
+        wrong += bits_of(rounded) != bits_of(below < above ? down : up);
+    }
+    CHECK(wrong == 0, "%zu upper halves are not the nearest bf16, ties away from zero", wrong);
+    CHECK(ties > 65000, "%zu ties", ties);
+    weights_free(w);
+}
+
+/* Parts, slots and planes have ends: sizes on both sides of them. */
+static void weights_of_all_sizes(void)
+{
+    const size_t sizes[] = {
+        0, 1, 7, 8, 9, 127, 128, 129, WEIGHTS_PART - 1, WEIGHTS_PART, WEIGHTS_PART + 1, 3 * WEIGHTS_PART + 5};
+    for (size_t n : sizes) {
+        std::vector<float> numbers(n), back(n, NAN);
+        weight_t *w = weights_alloc(n);
+        CHECK(w, "%zu weights", n);
+        for (size_t i = 0; i < n; i++) numbers[i] = float_of((uint32_t)(i * 2654435761u) & 0xbfffffffu);
+        weights_upload(device(), w, numbers.data(), n);
+        weights_download(device(), back.data(), w, n);
+        CHECK(same_bits(numbers, back.data()), "%zu weights", n);
+        weights_free(w);
+    }
+}
+
+/* Tensors are places in the middle of one allocation; prompts and adapters are others. */
+static void weights_have_their_remainders(void)
+{
+    enum { N = 1000 };
+    std::vector<float> numbers(N), back(N);
+    weight_t *a = weights_alloc(N), *b = weights_alloc(N), *c = weights_alloc(N);
+    for (size_t i = 0; i < N; i++) numbers[i] = sinf((float)i);
+    CHECK(weights_remainder(a + 17) - weights_remainder(a) == 17);
+    CHECK(weights_remainder(c + N) - weights_remainder(c) == N);
+    weights_upload(device(), a, numbers.data(), N);
+    weights_copy(device(), c + 3, a + 1, N - 3);
+    weights_free(b);
+    weights_upload(device(), c, numbers.data() + 500, 3);
+    weights_copy(device(), a, c, N);
+    weights_download(device(), back.data(), a, N);
+    for (size_t i = 0; i < N; i++) {
+        const float want = numbers[i < 3 ? 500 + i : i - 2];
+        CHECK(bits_of(back[i]) == bits_of(want), "weight %zu: %.9g, not %.9g", i, back[i], want);
+    }
+    weights_free(a), weights_free(c);
+}
+
+/* The caller's memory is free when an upload returns, though the copies go on; the ring is used several times over. */
+static void uploads_leave_the_caller_free(void)
+{
+    enum { PIECES = 4000, LENGTH = 2501 }; /* half of them fill the ring */
+    int32_t *memory = (int32_t *)device_alloc((size_t)PIECES * LENGTH * sizeof(int32_t));
+    std::vector<int32_t> piece(LENGTH), back((size_t)PIECES * LENGTH);
+    for (int32_t p = 0; p < PIECES; p++) {
+        for (int32_t i = 0; i < LENGTH; i++) piece[(size_t)i] = p * 7919 + i;
+        device_upload(device(), memory + (size_t)p * LENGTH, piece.data(), LENGTH * sizeof(int32_t));
+        if (p == PIECES / 2) { /* a download in between comes through the ring too */
+            float x;
+            activations_download(device(), &x, (const act_t *)memory, 1);
+        }
+    }
+    device_download(device(), back.data(), memory, back.size() * sizeof(int32_t));
+    size_t wrong = 0;
+    for (size_t i = 0; i < back.size(); i++) wrong += back[i] != (int32_t)(i / LENGTH) * 7919 + (int32_t)(i % LENGTH);
+    CHECK(wrong == 0, "%zu numbers are wrong", wrong);
+    device_free(memory);
+}
+
+static void copies_keep_their_order(void)
+{
+    enum { N = 100 };
+    float host[N], got[N];
+    float *a = (float *)device_alloc(sizeof host), *b = (float *)device_alloc(sizeof host);
+    for (int i = 0; i < N; i++) host[i] = (float)i;
+    stats_upload(device(), a, host, N);
+    device_copy(device(), b, a, sizeof host);
+    device_clear(device(), a, sizeof host);
+    device_copy(device(), b + 50, a, 10 * sizeof *a);
+    stats_download(device(), got, b, N);
+    for (int i = 0; i < N; i++) CHECK(got[i] == (i >= 50 && i < 60 ? 0 : host[i]), "place %d: %g", i, got[i]);
+    logits_download(device(), got, a, N);
+    for (int i = 0; i < N; i++) CHECK(got[i] == 0, "place %d: %g", i, got[i]);
+    device_upload(device(), a, host, 0);
+    device_download(device(), got, a, 0);
+    device_free(a), device_free(b), device_free(NULL);
+}
+
+static void activations_come_as_floats(void)
+{
+    const size_t n = SLOT_BYTES / 2 + 3; /* more than one part */
+    std::vector<float> numbers(n), got(n, NAN);
+    act_t *x = (act_t *)device_alloc(n * sizeof *x);
+    for (size_t i = 0; i < n; i++) numbers[i] = round_to_bf16(sinf((float)i));
+    activations_upload(device(), x, numbers.data(), n);
+    activations_download(device(), got.data(), x, n);
+    CHECK(same_bits(numbers, got.data()));
+    device_free(x);
+}
+
+static __global__ void fill_kernel(char *at, size_t n, char value)
+{
+    for (size_t i = threadIdx.x; i < n; i += blockDim.x) at[i] = value;
+}
+
+static void scratch_grows(void)
+{
+    char last = 0;
+    for (size_t bytes : {(size_t)100, (size_t)50, (size_t)5000, (size_t)5001}) {
+        char *scratch = (char *)device_scratch(device(), bytes);
+        CHECK((uintptr_t)scratch % 256 == 0);
+        launch(device(), fill_kernel, dim3(1), dim3(64), 0, scratch, bytes, (char)7);
+        device_download(device(), &last, scratch + bytes - 1, 1);
+        CHECK(last == 7);
+    }
+    launch(device(), fill_kernel, dim3(0), dim3(64), 0, (char *)NULL, (size_t)1, (char)0); /* nothing to do */
+}
+
+static void no_memory_is_an_answer(void)
+{
+    CHECK(!device_alloc((size_t)1 << 50));
+    CHECK(!weights_alloc((size_t)1 << 50));
+    CHECK(!weights_alloc(SIZE_MAX));
+    const size_t before = device_memory_available();
+    void *memory = device_alloc((size_t)64 << 20);
+    CHECK(memory && device_memory_available() < before, "%zu bytes, then %zu", before, device_memory_available());
+    device_free(memory);
+    memory = device_alloc(0);
+    CHECK(memory, "nothing is something to point at");
+    device_free(memory);
+}
+
+static void opening_says_what_is_wrong(void)
+{
+    Error error;
+    CHECK(!device_open(-1, MATMUL_FP32, &error) && error.exit_code == EXIT_USAGE);
+    CHECK(device_threads(device()) == 3 && device_has_bf16());
+    Device *second = device_open(0, MATMUL_FP32, &error);
+    CHECK(second && device_threads(second) >= 1);
+    device_close(second);
+    device_close(NULL);
+#ifdef GPU_EMULATOR
+    static const struct {
+        int major;
+        const char *text;
+    } cards[] = {{0, "no NVIDIA card to be found"}, {7, "expected compute capability 8.0, found 7.0"}};
+    for (const auto &card : cards) {
+        emulator::machine.compute_major = card.major;
+        CHECK(!device_open(1, MATMUL_FP32, &error) && strstr(error.text, card.text), "%s", error.text);
+        CHECK(error.exit_code == EXIT_FAILED);
+    }
+    emulator::machine.compute_major = 9;
+#endif
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * common.cuh */
+static __global__ void round_kernel(bf16_t *one, uint32_t *two, float *back, const float *x, size_t n)
+{
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    one[i] = float_to_bf16(x[i]);
+    two[i] = pack_bf16x2(x[i], x[n - 1 - i]);
+    back[2 * i] = bf16_to_float(one[i]) - unpack_bf16x2(two[i]).x;
+    back[2 * i + 1] = unpack_bf16x2(two[i]).y;
+}
+
+static void bf16_rounds_to_even(void)
+{
+    const std::vector<float> numbers = all_kinds_of_numbers();
+    const size_t n = numbers.size();
+    float *x = (float *)device_alloc(n * 4), *back = (float *)device_alloc(n * 8);
+    bf16_t *one = (bf16_t *)device_alloc(n * 2);
+    uint32_t *two = (uint32_t *)device_alloc(n * 4);
+    stats_upload(device(), x, numbers.data(), n);
+    launch(device(), round_kernel, dim3((unsigned)ceil_div(n, (size_t)256)), dim3(256), 0, one, two, back, x, n);
+    std::vector<bf16_t> ones(n);
+    std::vector<uint32_t> twos(n);
+    std::vector<float> backs(2 * n);
+    device_download(device(), ones.data(), one, n * 2);
+    device_download(device(), twos.data(), two, n * 4);
+    stats_download(device(), backs.data(), back, 2 * n);
+    size_t wrong = 0;
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t want = isnan(numbers[i]) ? 0x7fff : bits_of(round_to_bf16(numbers[i])) >> 16;
+        const uint32_t other = isnan(numbers[n - 1 - i]) ? 0x7fff : bits_of(round_to_bf16(numbers[n - 1 - i])) >> 16;
+        wrong += ones[i].bits != want || twos[i] != (other << 16 | want);
+        wrong += isfinite(float_of(want << 16)) && backs[2 * i] != 0;
+        wrong += bits_of(backs[2 * i + 1]) != other << 16;
+    }
+    CHECK(wrong == 0, "%zu numbers are wrong", wrong);
+    device_free(x), device_free(back), device_free(one), device_free(two);
+}
+
+/* One thread for each four columns of a row of the packed matrix. */
+static __global__ void mask_kernel(float *out, Sequences sequences, Dropout dropout, size_t width)
+{
+    const size_t row = blockIdx.x, b = sequence_of_row(sequences.start, sequences.count, row);
+    const size_t place = row - (size_t)sequences.start[b];
+    float factor[4];
+    if (row < (size_t)sequences.start[b] || place >= (size_t)sequences.length[b]) return;
+    dropout_four(factor, dropout, dropout.site, (uint32_t)(sequences.first_example + b), (uint32_t)place, threadIdx.x);
+    for (size_t i = 0, c = 4 * threadIdx.x; i < 4 && c < width; i++, c++) out[row * width + c] = factor[i];
+}
+
+/* dropout_forward of ones is the mask. Rows before, between and behind the sequences keep what they were. */
+static void dropout_drops_what_the_cpu_drops(void)
+{
+    enum { ROWS = 40, WIDTH = 75, COUNT = 4 };
+    const int32_t start[COUNT] = {2, 9, 10, 30}, length[COUNT] = {7, 1, 15, 9};
+    int32_t *places = (int32_t *)device_alloc(sizeof start + sizeof length);
+    float *out = (float *)device_alloc(ROWS * WIDTH * sizeof *out);
+    Error error;
+    cpu::Device *host = cpu_device_open(1, cpu::MATMUL_FP32, &error);
+    device_upload(device(), places, start, sizeof start);
+    device_upload(device(), places + COUNT, length, sizeof length);
+    for (float rate : {0.0f, 0.1f, 0.5f, 1.0f})
+        for (bool shared : {false, true}) {
+            std::vector<float> want(ROWS * WIDTH, 1), got(want);
+            stats_upload(device(), out, got.data(), got.size());
+            launch(device(), mask_kernel, dim3(ROWS), dim3(ceil_div<unsigned>(WIDTH, 4)), 0, out,
+                   Sequences{places, places + COUNT, COUNT, ROWS, 15, 100},
+                   Dropout{rate, 0x123456789abcdef0, 77, shared}, (size_t)WIDTH);
+            stats_download(device(), got.data(), out, got.size());
+            const cpu::Sequences sequences = {start, length, COUNT, ROWS, 15, 100};
+            const cpu::Dropout dropout = {rate, 0x123456789abcdef0, 77, shared};
+            cpu_dropout_forward(host, want.data(), &sequences, WIDTH, &dropout);
+            CHECK(same_bits(want, got.data()), "rate %g, shared %d", rate, shared);
+        }
+    cpu_device_close(host);
+    device_free(places), device_free(out);
+}
+
+static const Test tests[] = {
+    {"weights_are_exact", weights_are_exact},
+    {"weights_of_all_sizes", weights_of_all_sizes},
+    {"weights_have_their_remainders", weights_have_their_remainders},
+    {"uploads_leave_the_caller_free", uploads_leave_the_caller_free},
+    {"copies_keep_their_order", copies_keep_their_order},
+    {"activations_come_as_floats", activations_come_as_floats},
+    {"scratch_grows", scratch_grows},
+    {"no_memory_is_an_answer", no_memory_is_an_answer},
+    {"opening_says_what_is_wrong", opening_says_what_is_wrong},
+    {"bf16_rounds_to_even", bf16_rounds_to_even},
+    {"dropout_drops_what_the_cpu_drops", dropout_drops_what_the_cpu_drops},
+};
+
+TEST_MAIN(tests)

@@ -1,0 +1,230 @@
+/* test_gpu_model.c: the whole program on a card beside the whole program on the CPU: loss, logits, gradients, updates,
+ * decoding and a training run.
+ *
+ * The card is the emulator's (tests/gpu_emulator.h): promot.c without chapter 2, linked with gpu/'s kernels compiled for
+ * the CPU, is build/promot-emulated, on which every command works, slowly. PROMOT_GPU_PROGRAM=./promot-gpu names a
+ * program for a real card instead.
+ *
+ * A card rounds every activation to bf16, off by up to 2^-8 and by about 2^-9.5 on average. A logit stands behind some
+ * 10 roundings a layer, so about sqrt(10 layers) 2^-9.5, 1 %; a gradient behind twice as many, and where it is a sum
+ * that nearly cancels (of a bias table, of queries behind a flat softmax), behind more. A wrong kernel is off by all. */
+#ifndef PROMOT_NO_MAIN
+#define PROMOT_NO_MAIN
+#endif
+#include "../promot.c"
+
+#include "parity.h"
+
+#define GOLDEN "tests/golden/model/"
+#define SCRATCH BUILD "/test/gpu_model"
+
+/* What the golden models show at most: loss 2.1e-3, logits 1.6e-2, one tensor's gradient 0.1, all of a model's
+ * gradients together 3e-2, weights after ten updates 1e-2. The limits leave twice that. */
+static const double LOSS_LIMIT = 5e-3, LOGITS_LIMIT = 3e-2, GRADIENT_LIMIT = 0.2, ALL_GRADIENTS_LIMIT = 6e-2,
+                    WEIGHTS_LIMIT = 2e-2;
+/* Adafactor's first updates are as large for a gradient that is all rounding as for any other, and a prompt moves by a
+ * fifth of itself a step: after ten of them the losses differ by 2.8e-2, the prompt by 0.15. */
+static const double LATER_LOSS_LIMIT = 6e-2, PROMPT_LIMIT = 0.3;
+
+static const char *card_program(void)
+{
+    const char *named = getenv("PROMOT_GPU_PROGRAM");
+    return named ? named : BUILD "/promot-emulated";
+}
+
+/* Runs a command on the card and in this process; %s stands for the side's name, "card" or "cpu". */
+static bool run_both(const char *format)
+{
+    bool done = true;
+    for (int side = 0; side < 2; side++) {
+        char *command = text_format(format, side ? "cpu" : "card"); /* NOLINT: the formats are this file's */
+        char *out = text_format(SCRATCH "/%s.out", side ? "cpu" : "card");
+        char *shell = text_format("%s %s >%s", card_program(), command, out);
+        const int code = side ? run_promot(command, out) : system(shell);
+        CHECK(code == 0, "%s: exit %d of promot %s", side ? "cpu" : "card", code, command);
+        done = done && code == 0;
+        free(command);
+        free(out);
+        free(shell);
+    }
+    return done;
+}
+
+/* |card - cpu| and |cpu| over a tensor of both files. */
+static double tensor_distance(const StoredTensor *card, const StoredTensor *cpu, double *size)
+{
+    float *a = tensor_floats(card), *b = tensor_floats(cpu);
+    double difference = 0, square = 0;
+    for (size_t i = 0; a && b && i < cpu->numel; i++) {
+        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        square += (double)b[i] * b[i];
+    }
+    *size = a && b ? sqrt(square) : NAN;
+    free(a);
+    free(b);
+    return sqrt(difference);
+}
+
+/* All tensors of two dumps. A gradient that is next to nothing beside all of them together is compared with all. */
+static void check_dumps(const char *name)
+{
+    Checkpoint *card = open_checked(SCRATCH "/card.safetensors"), *cpu = open_checked(SCRATCH "/cpu.safetensors");
+    double all_error = 0, all = 0;
+    for (int pass = 0; card && cpu && pass < 2; pass++)
+        for (size_t i = 0; i < checkpoint_count(cpu); i++) {
+            const StoredTensor *b = checkpoint_at(cpu, i), *a = checkpoint_find(card, b->name);
+            double size, error, limit = LOGITS_LIMIT;
+            if (!a || a->numel != b->numel) {
+                CHECK(false, "%s: %s is missing or of another size", name, b->name);
+                continue;
+            }
+            error = tensor_distance(a, b, &size);
+            if (strncmp(b->name, "grad/", 5) == 0) {
+                if (pass == 0) all_error += error * error, all += size * size;
+                limit = GRADIENT_LIMIT;
+                size = fmax(size, 1e-3 * sqrt(all));
+            } else if (strcmp(b->name, "loss") == 0) {
+                limit = LOSS_LIMIT;
+            } else if (strcmp(b->name, "losses") == 0) {
+                limit = LATER_LOSS_LIMIT;
+            } else if (strcmp(b->name, "param/prompt") == 0) {
+                limit = PROMPT_LIMIT;
+            } else if (strncmp(b->name, "param/", 6) == 0) {
+                limit = WEIGHTS_LIMIT;
+            }
+            if (pass == 1) CHECK(error <= limit * size, "%s: %s is off by %g of %g", name, b->name, error, size);
+        }
+    CHECK(sqrt(all_error) <= ALL_GRADIENTS_LIMIT * sqrt(all), "%s: all gradients are off by %g of %g", name,
+          sqrt(all_error), sqrt(all));
+    checkpoint_close(card);
+    checkpoint_close(cpu);
+}
+
+static void check_cases(const char *kind, const char *const *names, size_t count)
+{
+    FILE *list = fopen(GOLDEN "cases.txt", "r");
+    char line[1024], line_kind[16], name[64], model[256];
+    Error error = {0};
+    size_t found = 0;
+    CHECK(list != NULL, GOLDEN "cases.txt is not there");
+    CHECK(directory_create(SCRATCH, &error) == 0, "%s", error.text);
+    while (list && fgets(line, sizeof line, list)) {
+        int options = 0;
+        bool wanted = false;
+        line[strcspn(line, "\n")] = 0;
+        if (sscanf(line, "%15s %63s %255s %n", line_kind, name, model, &options) < 3 || strcmp(line_kind, kind) != 0)
+            continue;
+        for (size_t i = 0; i < count; i++) wanted |= strcmp(names[i], name) == 0;
+        if (!wanted) continue;
+        char *command = text_format("dump --model " GOLDEN "%s --batch " GOLDEN "%s.batch.safetensors %s --out " SCRATCH
+                                    "/%%s.safetensors",
+                                    model, name, line + options);
+        if (run_both(command)) check_dumps(name);
+        free(command);
+        found++;
+    }
+    if (list) fclose(list);
+    CHECK(found == count, "%zu of %zu cases found", found, count);
+}
+
+/* Models of odd sizes: gated and plain MLPs, tied and untied heads, one head, deep stacks, long inputs, with prompts. */
+static void test_dump(void)
+{
+    static const char *const names[] = {
+        "mt5_odd.ragged",      "mt5_odd.prompt",  "t5_tied.ragged", "deep_decoder.prompt",
+        "deep_encoder.prompt", "one_head.ragged", "far.long",       "factored.prompt"};
+    check_cases("dump", names, sizeof names / sizeof *names);
+}
+
+/* Ten updates: factored and whole moments, the embedding by rows, a prompt alone, and a model with its prompt. */
+static void test_updates(void)
+{
+    static const char *const names[] = {"factored.finetune", "mt5_odd.tune_prompt", "deep_encoder.both"};
+    check_cases("steps", names, sizeof names / sizeof *names);
+}
+
+/* The shipped small model is sure of its answers: both sides give the same words, greedily and by beams. */
+static void test_generate(void)
+{
+    Error error = {0};
+    FILE *inputs;
+    CHECK(directory_create(SCRATCH, &error) == 0, "%s", error.text);
+    inputs = fopen(SCRATCH "/inputs.txt", "w");
+    CHECK(inputs != NULL, "no inputs");
+    if (!inputs) return;
+    fputs("Input: pink mirror Output: furnishing Input: useful broom Output: <extra_id_0>\n"
+          "Text: yuri discovered that dora sold a lamp on monday . so dora sold a lamp ? yes Text: umar learned that "
+          "finn hid a grape on tuesday . so finn hid a grape ? <extra_id_0>\n",
+          inputs);
+    fclose(inputs);
+    for (int beams = 1; beams <= 4; beams += 3) {
+        char *command = text_format("generate --model data/demo/model --file " SCRATCH "/inputs.txt --beams %d", beams);
+        char *card, *cpu;
+        MappedFile files[2] = {{0}};
+        if (run_both(command)) {
+            CHECK(mapped_file_open(&files[0], SCRATCH "/card.out", &error) == 0, "%s", error.text);
+            CHECK(mapped_file_open(&files[1], SCRATCH "/cpu.out", &error) == 0, "%s", error.text);
+            card = (char *)files[0].data, cpu = (char *)files[1].data;
+            CHECK(files[0].bytes > 0 && files[0].bytes == files[1].bytes && memcmp(card, cpu, files[0].bytes) == 0,
+                  "%d beams: \"%.*s\" and \"%.*s\"", beams, (int)files[0].bytes, card, (int)files[1].bytes, cpu);
+            mapped_file_close(&files[0]);
+            mapped_file_close(&files[1]);
+        }
+        free(command);
+    }
+}
+
+/* The losses of a run's log, in order. */
+static size_t read_losses(const char *run, double *loss, size_t most)
+{
+    char *path = text_format("%s/log.jsonl", run);
+    Error error = {0};
+    Lines lines;
+    size_t n = 0;
+    CHECK(lines_read(&lines, path, &error) == 0, "%s", error.text);
+    for (size_t i = 0; i < lines.count; i++) {
+        cJSON *record = cJSON_Parse(lines.text[i]);
+        if (cJSON_HasObjectItem(record, "loss") && n < most) loss[n++] = record_number(record, "loss");
+        cJSON_Delete(record);
+    }
+    lines_free(&lines);
+    free(path);
+    return n;
+}
+
+/* Both stages of ProMoT, with dropout: the same losses as on the CPU but for rounding, and the same bits twice. */
+static void test_training(void)
+{
+    enum { STEPS = 3 };
+    static const char options[] = "--model data/demo/model --task-file data/demo/tasks/nli.json --task "
+                                  "nli.train=data/demo/tasks/nli/train.jsonl --task nli.dev=" SCRATCH "/dev.jsonl "
+                                  "--method promot --prompt-length 5 --prompt-steps 3 --prompt-checkpoint-every 3 "
+                                  "--steps 3 --checkpoint-every 3 --batch 4 --lr 0.01 --beams 1 --quiet --out " SCRATCH;
+    double card[2 * STEPS], cpu[2 * STEPS];
+    Error error = {0};
+    char *command = text_format("train %s/%%s", options), *again;
+    CHECK(directory_create(SCRATCH, &error) == 0, "%s", error.text);
+    CHECK(system("head -n 2 data/demo/tasks/nli/val.jsonl >" SCRATCH "/dev.jsonl && rm -rf " SCRATCH "/card " SCRATCH
+                 "/cpu " SCRATCH "/again") == 0,
+          "no dev set");
+    again = text_format("%s train %s/again >/dev/null && cmp " SCRATCH "/card/model/model.safetensors " SCRATCH
+                        "/again/model/model.safetensors",
+                        card_program(), options);
+    if (run_both(command)) {
+        CHECK(read_losses(SCRATCH "/card", card, 2 * STEPS) == 2 * STEPS, "steps are missing");
+        CHECK(read_losses(SCRATCH "/cpu", cpu, 2 * STEPS) == 2 * STEPS, "steps are missing");
+        for (size_t i = 0; i < 2 * STEPS; i++)
+            CHECK(fabs(card[i] - cpu[i]) <= LOSS_LIMIT * cpu[i], "step %zu: %g and %g", i, card[i], cpu[i]);
+        CHECK(system(again) == 0, "a second run ends in other bits");
+    }
+    free(command);
+    free(again);
+}
+
+static const Test tests[] = {
+    {"dump", test_dump},
+    {"updates", test_updates},
+    {"generate", test_generate},
+    {"training", test_training},
+};
+TEST_MAIN(tests)
