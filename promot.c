@@ -468,6 +468,12 @@ void device_download(Device *dev, void *host, const void *from, size_t bytes)
     device_copy(dev, host, from, bytes);
 }
 
+int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
+{
+    (void)dev, (void)weights, (void)parked, (void)error;
+    return 0;
+}
+
 void weights_copy(Device *dev, weight_t *to, const weight_t *from, size_t n)
 {
     device_copy(dev, to, from, n * sizeof *to);
@@ -3186,9 +3192,10 @@ typedef struct {
     size_t capacity;
 } Pass;
 
-/* The head's logits exist for so many bytes' worth of rows at a time. Fewer rows would read the head's weights more
- * often, more rows would only take memory. */
-enum { LOGITS_BYTES = 256 << 20 };
+/* The head's logits exist for so many bytes' worth of rows at a time. Fewer rows would read the head's weights, and read
+ * and write their gradient, more often; more rows would only take memory. A card, whose products want many rows and
+ * whose memory is filled by other things, takes more. */
+static const size_t LOGITS_BYTES = ON_A_CARD ? (size_t)2 << 30 : (size_t)128 << 20;
 
 static size_t logits_rows(const T5Config *c, size_t rows)
 {
@@ -5810,7 +5817,9 @@ static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_promp
     Arena arena = {0};
     Gradients grads;
     gradients_layout(&arena, &grads, c, n_weights, &plan, n_prompt_rows);
-    return arena.used + (n_weights + 2 * n_prompt_rows * c->d_model) * WEIGHT_BYTES + moments * sizeof(stat_t) +
+    const bool parked = trains_prompts && !trains_model; /* see weights_park */
+    return arena.used + n_weights * (parked ? sizeof(weight_t) : WEIGHT_BYTES) +
+           2 * n_prompt_rows * c->d_model * WEIGHT_BYTES + moments * sizeof(stat_t) +
            pass_bytes(c, source_rows, target_rows, PASS_TRAIN, recomputed);
 }
 
@@ -6444,6 +6453,7 @@ static int run_stage(Run *run, bool restore, Error *error)
     char *path;
     int status;
     source_begin(&run->source, stage_key(run, run->stage));
+    if (weights_park(run->model->dev, run->model->weights, !stage->trains_model && !run->model->lora, error)) return -1;
     if (trainer_create(&trainer, run->model, &run->prompts, stage, run->most_rows[run->stage], run->micro < run->batch,
                        error))
         return -1;

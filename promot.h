@@ -35,7 +35,7 @@ typedef struct {
 typedef bf16_t act_t;
 typedef bf16_t weight_t; /* the upper half; gpu/device.cu knows where the lower one is */
 typedef float logit_t, stat_t;
-enum { WEIGHT_BYTES = 4 };
+enum { WEIGHT_BYTES = 4, ON_A_CARD = 1 };
 #else
 #ifdef PROMOT_DOUBLE
 typedef double real_t;
@@ -46,7 +46,7 @@ typedef real_t act_t;                     /* activations and their gradients */
 typedef real_t weight_t;                  /* weights and soft prompts */
 typedef real_t logit_t;                   /* the head's output */
 typedef real_t stat_t;                    /* weight gradients, second moments, softmax normalisers, losses */
-enum { WEIGHT_BYTES = sizeof(weight_t) }; /* of memory for each weight */
+enum { WEIGHT_BYTES = sizeof(weight_t), ON_A_CARD = 0 }; /* of memory for each weight; is this a GPU build? */
 #endif
 
 /* ================================================================================================================
@@ -70,6 +70,10 @@ void *device_alloc(size_t bytes);     /* 64-byte aligned, not cleared; NULL when
 void device_free(void *memory);
 weight_t *weights_alloc(size_t n); /* weights may lie in such memory only; NULL when there is none */
 void weights_free(weight_t *weights);
+/* Products of a frozen model read the upper halves alone. Parking moves the lower ones to the host and gives their place
+ * back, until the weights are to be trained (parked: false); whole or parked, they can be uploaded, downloaded and
+ * copied. A CPU has no halves, and nothing happens. -1: no memory. */
+int weights_park(Device *dev, weight_t *weights, bool parked, Error *error);
 void device_clear(Device *dev, void *memory, size_t bytes);
 void device_copy(Device *dev, void *to, const void *from, size_t bytes);
 void device_upload(Device *dev, void *to, const void *host, size_t bytes); /* raw bytes: indices */

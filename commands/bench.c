@@ -52,14 +52,15 @@ static int bench_options(BenchRun *run, const Options *o, Error *error)
 {
     Bench *b = &run->bench;
     const char *dtype = o->text[OPT_BENCH_DTYPE], *file = o->text[OPT_BENCH_CONFIG], *only = o->text[OPT_ONLY];
-    const bool quick = option_true(o, OPT_QUICK), card = sizeof(act_t) == 2; /* which computes in bf16 alone */
-    Device *dev =
-        device_open((int)option_size(o, OPT_THREADS), strcmp(dtype, "bf16") == 0 ? MATMUL_BF16 : MATMUL_FP32, error);
-    if (!dev) return -1;
+    const bool quick = option_true(o, OPT_QUICK);
+    const MatmulPrecision precision = strcmp(dtype, "bf16") == 0 ? MATMUL_BF16 : MATMUL_FP32;
+    /* A card belongs to the process that opens it first, and every measurement is a process of its own. */
+    Device *dev = ON_A_CARD ? NULL : device_open((int)option_size(o, OPT_THREADS), precision, error);
+    if (!dev && !ON_A_CARD) return -1;
     *b = (Bench){.name = file ? file : "mt5-small",
-                 .threads = device_threads(dev),
-                 .fp32 = strcmp(dtype, "bf16") != 0 && !card,
-                 .bf16 = card ||
+                 .threads = dev ? device_threads(dev) : 1,
+                 .fp32 = strcmp(dtype, "bf16") != 0 && !ON_A_CARD, /* which computes in bf16 alone */
+                 .bf16 = ON_A_CARD ||
                          (strcmp(dtype, "fp32") != 0 && device_has_bf16() && !(quick && !o->given[OPT_BENCH_DTYPE])),
                  .quick = quick,
                  .quiet = option_true(o, OPT_QUIET),
@@ -128,7 +129,7 @@ static cJSON *bench_describe(const BenchRun *run)
     cJSON_AddNumberToObject(machine, "threads", b->threads);
     cJSON_AddBoolToObject(machine, "bf16", device_has_bf16());
     cJSON_AddNumberToObject(machine, "last_level_cache", (double)last_level_cache());
-    cJSON_AddNumberToObject(machine, "memory_available", (double)device_memory_available());
+    if (!ON_A_CARD) cJSON_AddNumberToObject(machine, "memory_available", (double)device_memory_available());
     return report;
 }
 
@@ -214,7 +215,7 @@ static int bench_take(BenchRun *run, const Bench *bench, const char *part, Measu
     if (isfinite(record_number(result, "needs_bytes"))) {
         if (run->prints)
             printf("left out: it needs %.1f GB, and %.1f are there\n", record_number(result, "needs_bytes") / 1e9,
-                   (double)device_memory_available() / 1e9);
+                   record_number(result, "available_bytes") / 1e9);
         cJSON_Delete(result);
         return 0;
     }

@@ -155,6 +155,7 @@ static int measure_step(const Bench *bench, const void *what, cJSON *row, Error 
     counts = step_counts(&own.config, &stage, &e, bench->prompt_length);
     if (device_memory_available() && counts.foretold > device_memory_available()) {
         cJSON_AddNumberToObject(row, "needs_bytes", (double)counts.foretold);
+        cJSON_AddNumberToObject(row, "available_bytes", (double)device_memory_available());
         examples_free(&e);
         device_close(dev);
         return status;

@@ -4,23 +4,62 @@
 /* What a process holds beside the engine's own buffers: code, libraries, stacks, scratch, the text being worked on. */
 enum { PROCESS_BYTES = 24 << 20 };
 
-/* The foretold memory of training at the sizes of the options, in bytes. */
-static size_t foretell(const Options *o, const T5Config *c, size_t n_weights, bool trains_model, bool trains_prompts,
-                       bool uses_prompts)
+/* What a method trains, in its stage that takes the most. */
+typedef struct {
+    const char *name;
+    bool trains_model, trains_prompts, uses_prompts;
+} Method;
+
+static const Method methods_foretold[] = {
+    {"finetune", true, false, false}, {"prompt", false, true, true}, {"promot", true, false, true}};
+enum { METHODS_FORETOLD = sizeof methods_foretold / sizeof *methods_foretold };
+
+/* How a method fits into the memory that there is. */
+typedef struct {
+    bool fits;
+    size_t bytes, micro, recomputed; /* recomputed: encoder layers, see Pass */
+} MemoryPlan;
+
+static size_t micro_batch(const Options *o)
 {
-    size_t batch = option_size(o, OPT_BATCH), micro = option_size(o, OPT_MICRO_BATCH);
-    size_t P = uses_prompts ? option_size(o, OPT_PROMPT_LENGTH) : 0, S = option_size(o, OPT_INPUT_LENGTH),
-           T = option_size(o, OPT_TARGET_LENGTH);
-    micro = micro && micro < batch ? micro : batch;
-    return PROCESS_BYTES + training_bytes(c, n_weights, P, trains_model, trains_prompts, micro * (P + S), micro * T,
-                                          batch * (S + T), micro < batch, 0, 0);
+    const size_t batch = option_size(o, OPT_BATCH), micro = option_size(o, OPT_MICRO_BATCH);
+    return micro && micro < batch ? micro : batch;
+}
+
+/* The foretold memory of training at the sizes of the options, in bytes. */
+static size_t foretell(const Options *o, const T5Config *c, size_t n_weights, const Method *m, size_t micro,
+                       size_t recomputed)
+{
+    const size_t batch = option_size(o, OPT_BATCH), S = option_size(o, OPT_INPUT_LENGTH),
+                 T = option_size(o, OPT_TARGET_LENGTH), P = m->uses_prompts ? option_size(o, OPT_PROMPT_LENGTH) : 0;
+    return PROCESS_BYTES + training_bytes(c, n_weights, P, m->trains_model, m->trains_prompts, micro * (P + S),
+                                          micro * T, batch * (S + T), micro < batch, 0, recomputed);
+}
+
+/* As it is, if that fits; else with as few layers recomputed as will do; else with half the micro-batch, and so on. */
+static MemoryPlan plan_memory(const Options *o, const T5Config *c, size_t n_weights, const Method *m, size_t available)
+{
+    const size_t S = option_size(o, OPT_INPUT_LENGTH), T = option_size(o, OPT_TARGET_LENGTH),
+                 P = m->uses_prompts ? option_size(o, OPT_PROMPT_LENGTH) : 0;
+    MemoryPlan plan = {.micro = micro_batch(o)};
+    for (;; plan.micro = (plan.micro + 1) / 2) {
+        plan.recomputed = 0;
+        plan.bytes = foretell(o, c, n_weights, m, plan.micro, 0);
+        if (plan.bytes > available) {
+            plan.recomputed = recomputed_to_save(c, plan.micro * (P + S), plan.micro * T, plan.bytes - available);
+            plan.bytes = foretell(o, c, n_weights, m, plan.micro, plan.recomputed);
+        }
+        plan.fits = plan.bytes <= available;
+        if (plan.fits || plan.micro == 1) return plan;
+    }
 }
 
 /* LoRA alone, or, `second`, with the model trained while it is attached. */
 static size_t foretell_lora(const Options *o, const T5Config *c, size_t n_weights, bool second)
 {
     Error ignored; /* command_info has checked the targets */
-    return foretell(o, c, n_weights, second, false, false) +
+    const Method lora = {.trains_model = second};
+    return foretell(o, c, n_weights, &lora, micro_batch(o), 0) +
            lora_bytes(c, o->text[OPT_LORA_TARGETS], option_size(o, OPT_LORA_RANK), !second, &ignored);
 }
 
@@ -31,9 +70,27 @@ static size_t foretell_decoding(const Options *o, const T5Config *c, size_t n_we
     return PROCESS_BYTES + n_weights * WEIGHT_BYTES + decoding_bytes(c, BEAMS, T, S, DECODE_INPUTS);
 }
 
+/* "  train --method M   N GB", and how it fits where it does not at once. */
+static void print_method(const Options *o, const T5Config *c, size_t n_weights, const Method *m, size_t available)
+{
+    const size_t bytes = foretell(o, c, n_weights, m, micro_batch(o), 0);
+    printf("  train --method %-8s  %6.2f GB", m->name, (double)bytes / 1e9);
+    if (available && bytes > available) {
+        const MemoryPlan plan = plan_memory(o, c, n_weights, m, available);
+        printf(", of %.2f GB that there are", (double)available / 1e9);
+        if (!plan.fits) printf(": does not fit");
+        if (plan.fits && plan.micro < micro_batch(o)) printf(": fits with --micro-batch %zu", plan.micro);
+        if (plan.fits && plan.recomputed)
+            printf("%s %zu layers recomputed (%.2f GB)", plan.micro < micro_batch(o) ? " and" : ": fits with",
+                   plan.recomputed, (double)plan.bytes / 1e9);
+    }
+    putchar('\n');
+}
+
 static void info_print(const Options *o, const Model *model, const char *storage)
 {
     const T5Config *c = &model->config;
+    const size_t available = device_memory_available();
     size_t encoder = 0, decoder = 0;
     for (size_t i = 0; i < model->n_tensors; i++) {
         const Tensor *t = &model->tensors[i];
@@ -52,12 +109,28 @@ static void info_print(const Options *o, const Model *model, const char *storage
            o->text[OPT_TARGET_LENGTH], o->text[OPT_PROMPT_LENGTH],
            option_size(o, OPT_MICRO_BATCH) ? ", micro-batch " : "",
            option_size(o, OPT_MICRO_BATCH) ? o->text[OPT_MICRO_BATCH] : "");
-    printf("  train --method finetune  %6.2f GB\n", (double)foretell(o, c, model->n_weights, true, false, false) / 1e9);
-    printf("  train --method prompt    %6.2f GB\n", (double)foretell(o, c, model->n_weights, false, true, true) / 1e9);
-    printf("  train --method promot    %6.2f GB\n", (double)foretell(o, c, model->n_weights, true, false, true) / 1e9);
+    for (size_t i = 0; i < METHODS_FORETOLD; i++) print_method(o, c, model->n_weights, &methods_foretold[i], available);
     printf("  train --method lora      %6.2f GB\n", (double)foretell_lora(o, c, model->n_weights, false) / 1e9);
     printf("  train --method promot-lora %4.2f GB\n", (double)foretell_lora(o, c, model->n_weights, true) / 1e9);
     printf("  eval, 4 beams            %6.2f GB\n", (double)foretell_decoding(o, c, model->n_weights) / 1e9);
+}
+
+/* The memory that there is, and how each method fits into it. */
+static void add_plans(cJSON *json, const Options *o, const T5Config *c, size_t n_weights)
+{
+    const size_t available = device_memory_available();
+    cJSON *plans;
+    if (!available) return;
+    cJSON_AddNumberToObject(json, "memory_available", (double)available);
+    plans = cJSON_AddObjectToObject(json, "memory_plans");
+    for (size_t i = 0; i < METHODS_FORETOLD; i++) {
+        const MemoryPlan plan = plan_memory(o, c, n_weights, &methods_foretold[i], available);
+        cJSON *one = cJSON_AddObjectToObject(plans, methods_foretold[i].name);
+        cJSON_AddBoolToObject(one, "fits", plan.fits);
+        cJSON_AddNumberToObject(one, "micro_batch", (double)plan.micro);
+        cJSON_AddNumberToObject(one, "recomputed", (double)plan.recomputed);
+        cJSON_AddNumberToObject(one, "bytes", (double)plan.bytes);
+    }
 }
 
 static void info_print_json(const Options *o, const Model *model, const char *storage)
@@ -84,12 +157,13 @@ static void info_print_json(const Options *o, const Model *model, const char *st
     cJSON_AddBoolToObject(json, "tied_head", c->tied_head);
     cJSON_AddStringToObject(json, "storage", storage);
     memory = cJSON_AddObjectToObject(json, "memory_bytes");
-    cJSON_AddNumberToObject(memory, "finetune", (double)foretell(o, c, model->n_weights, true, false, false));
-    cJSON_AddNumberToObject(memory, "prompt", (double)foretell(o, c, model->n_weights, false, true, true));
-    cJSON_AddNumberToObject(memory, "promot", (double)foretell(o, c, model->n_weights, true, false, true));
+    for (size_t i = 0; i < METHODS_FORETOLD; i++)
+        cJSON_AddNumberToObject(memory, methods_foretold[i].name,
+                                (double)foretell(o, c, model->n_weights, &methods_foretold[i], micro_batch(o), 0));
     cJSON_AddNumberToObject(memory, "lora", (double)foretell_lora(o, c, model->n_weights, false));
     cJSON_AddNumberToObject(memory, "promot_lora", (double)foretell_lora(o, c, model->n_weights, true));
     cJSON_AddNumberToObject(memory, "eval", (double)foretell_decoding(o, c, model->n_weights));
+    add_plans(json, o, c, model->n_weights);
     print_json(json);
 }
 

@@ -141,8 +141,11 @@ static void study_defaults(Options *o, char **model, char **tasks)
 static int command_study(Options *o, Error *error)
 {
     cJSON *recorded = NULL;
-    bool resumed;
-    int status = run_find(o, &resumed, error);
+    bool resumed = false;
+    int status = ON_A_CARD ? error_set(error, EXIT_USAGE,
+                                       "study: its runs are processes side by side, which do not share "
+                                       "a card (expected a CPU build)")
+                           : run_find(o, &resumed, error);
     char *tasks, *model, *out;
     if (!status && resumed) status = resume_options(o, &recorded, error);
     if (!status) {

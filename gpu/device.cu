@@ -10,8 +10,8 @@
  *
  * gives u back exactly, whatever u is: when the low half is 0x8000 or more, the upper half was rounded up by one, and
  * lower is negative by just that. (Ties cannot go to even: an even upper half would then have 65,537 weights, one more
- * than 16 bits can tell apart.) A weight_t * points into the upper plane; the lower one begins behind it in the same
- * allocation, and weights_remainder finds the place by address.
+ * than 16 bits can tell apart.) A weight_t * points into the upper plane; where the lower one is, weights_remainder finds by
+ * address. While a model is frozen, its lower plane may be parked on the host.
  *
  * Copies. Everything is done in the order of one stream. An upload is first copied to pinned memory, a ring of slots,
  * from which the card fetches it by itself: the caller's memory is free at once and the host waits only when the whole
@@ -20,7 +20,7 @@
 
 #include "common.cuh"
 
-enum { SLOT_BYTES = 4 << 20, ALIGNMENT = 256, OLDEST_MAJOR = 8 };
+enum { SLOT_BYTES = 4 << 20, OLDEST_MAJOR = 8 };
 
 /* ================================================================================================================
  * Opening and closing */
@@ -146,11 +146,12 @@ void *device_scratch(Device *dev, size_t bytes)
     return dev->scratch;
 }
 
-/* Every allocation of weights, in a list: there are a handful (the model, prompts, an adapter and its bases). */
+/* Every allocation of weights, in a list: there are a handful (the model, prompts, an adapter and its bases). The lower
+ * plane is on the card, or parked on the host. */
 typedef struct WeightPlanes {
     struct WeightPlanes *next;
     weight_t *upper;
-    int16_t *lower;
+    int16_t *lower, *parked;
     size_t n;
 } WeightPlanes;
 
@@ -159,14 +160,16 @@ static WeightPlanes *weight_planes;
 extern "C" weight_t *weights_alloc(size_t n)
 {
     if (n > SIZE_MAX / 8) return NULL;
-    const size_t plane = ceil_div<size_t>(n * sizeof(weight_t), ALIGNMENT) * ALIGNMENT;
-    WeightPlanes *planes = (WeightPlanes *)malloc(sizeof *planes);
-    char *memory = planes ? (char *)device_alloc(2 * plane) : NULL;
-    if (!memory) {
+    WeightPlanes *planes = (WeightPlanes *)calloc(1, sizeof *planes);
+    if (planes) planes->upper = (weight_t *)device_alloc(n * sizeof *planes->upper);
+    if (planes && planes->upper) planes->lower = (int16_t *)device_alloc(n * sizeof *planes->lower);
+    if (!planes || !planes->lower) {
+        if (planes) device_free(planes->upper);
         free(planes);
         return NULL;
     }
-    *planes = {weight_planes, (weight_t *)memory, (int16_t *)(memory + plane), n};
+    planes->n = n;
+    planes->next = weight_planes;
     weight_planes = planes;
     return planes->upper;
 }
@@ -177,20 +180,51 @@ extern "C" void weights_free(weight_t *weights)
         WeightPlanes *planes = *at;
         if (planes->upper != weights) continue;
         *at = planes->next;
+        device_free(planes->upper);
+        device_free(planes->lower);
+        free(planes->parked);
         free(planes);
-        device_free(weights);
         return;
     }
 }
 
 /* The end of an allocation belongs to it, so that empty tensors and ends of loops have a remainder too. */
-int16_t *weights_remainder(const weight_t *weights)
+static WeightPlanes *planes_of(const weight_t *weights)
 {
-    for (const WeightPlanes *planes = weight_planes; planes; planes = planes->next)
-        if (weights >= planes->upper && weights <= planes->upper + planes->n)
-            return planes->lower + (weights - planes->upper);
+    for (WeightPlanes *planes = weight_planes; planes; planes = planes->next)
+        if (weights >= planes->upper && weights <= planes->upper + planes->n) return planes;
     fprintf(stderr, "promot: weights: %p is not in memory of weights_alloc\n", (const void *)weights);
     exit(EXIT_FAILED);
+}
+
+int16_t *weights_remainder(const weight_t *weights)
+{
+    const WeightPlanes *planes = planes_of(weights);
+    if (planes->lower) return planes->lower + (weights - planes->upper);
+    fprintf(stderr, "promot: weights: their lower halves are parked on the host and cannot change on the card\n");
+    exit(EXIT_FAILED);
+}
+
+extern "C" int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
+{
+    WeightPlanes *planes = planes_of(weights);
+    const size_t bytes = planes->n * sizeof(int16_t);
+    if (parked == (planes->parked != NULL)) return 0;
+    if (parked) {
+        planes->parked = (int16_t *)malloc(bytes ? bytes : 1);
+        if (!planes->parked) return error_set(error, EXIT_FAILED, "memory: no room for %zu parked weights", planes->n);
+        device_download(dev, planes->parked, planes->lower, bytes);
+        device_free(planes->lower);
+        planes->lower = NULL;
+        return 0;
+    }
+    planes->lower = (int16_t *)device_alloc(bytes);
+    if (!planes->lower)
+        return error_set(error, EXIT_FAILED, "memory: no room on the card for %zu weights to be trained", planes->n);
+    device_upload(dev, planes->lower, planes->parked, bytes);
+    free(planes->parked);
+    planes->parked = NULL;
+    return 0;
 }
 
 extern "C" void device_clear(Device *dev, void *memory, size_t bytes)
@@ -205,8 +239,17 @@ extern "C" void device_copy(Device *dev, void *to, const void *from, size_t byte
 
 extern "C" void weights_copy(Device *dev, weight_t *to, const weight_t *from, size_t n)
 {
+    const WeightPlanes *source = planes_of(from), *target = planes_of(to);
+    const size_t bytes = n * sizeof(int16_t);
     device_copy(dev, to, from, n * sizeof *to);
-    device_copy(dev, weights_remainder(to), weights_remainder(from), n * sizeof(int16_t));
+    if (!source->parked && !target->parked)
+        device_copy(dev, weights_remainder(to), weights_remainder(from), bytes);
+    else if (source->parked && target->parked)
+        memcpy(target->parked + (to - target->upper), source->parked + (from - source->upper), bytes);
+    else if (source->parked)
+        device_upload(dev, weights_remainder(to), source->parked + (from - source->upper), bytes);
+    else
+        device_download(dev, target->parked + (to - target->upper), weights_remainder(from), bytes);
 }
 
 /* ================================================================================================================
@@ -275,7 +318,9 @@ enum { WEIGHTS_PART = SLOT_BYTES / 4 };
 
 extern "C" void weights_upload(Device *dev, weight_t *to, const float *host, size_t n)
 {
-    int16_t *remainder = weights_remainder(to);
+    const WeightPlanes *planes = planes_of(to);
+    int16_t *const parked = planes->parked ? planes->parked + (to - planes->upper) : NULL;
+    int16_t *const remainder = parked ? NULL : weights_remainder(to);
     for (size_t done = 0, part; done < n; done += part) {
         part = at_most(n - done, WEIGHTS_PART);
         const size_t apart = ceil_div<size_t>(part, 8) * 8;
@@ -283,7 +328,10 @@ extern "C" void weights_upload(Device *dev, weight_t *to, const float *host, siz
         int16_t *lower = (int16_t *)(upper + apart);
         weights_split(upper, lower, host + done, part);
         staging_send(dev, to + done, upper, part * sizeof *upper);
-        staging_send(dev, remainder + done, lower, part * sizeof *lower);
+        if (parked)
+            memcpy(parked + done, lower, part * sizeof *lower);
+        else
+            staging_send(dev, remainder + done, lower, part * sizeof *lower);
     }
 }
 
@@ -315,15 +363,16 @@ static char *staging_borrow(Device *dev)
 
 extern "C" void weights_download(Device *dev, float *host, const weight_t *from, size_t n)
 {
-    const int16_t *remainder = weights_remainder(from);
+    const WeightPlanes *planes = planes_of(from);
+    const int16_t *const parked = planes->parked ? planes->parked + (from - planes->upper) : NULL;
+    const int16_t *const remainder = parked ? NULL : weights_remainder(from);
     weight_t *upper = (weight_t *)staging_borrow(dev);
     int16_t *lower = (int16_t *)(upper + WEIGHTS_PART);
     for (size_t done = 0, part; done < n; done += part) {
         part = at_most(n - done, WEIGHTS_PART);
-        cuda_check(cudaMemcpyAsync(upper, from + done, part * sizeof *upper, cudaMemcpyDeviceToHost, dev->stream),
-                   "download");
-        device_download(dev, lower, remainder + done, part * sizeof *lower);
-        weights_join(host + done, upper, lower, part);
+        device_download(dev, upper, from + done, part * sizeof *upper);
+        if (!parked) device_download(dev, lower, remainder + done, part * sizeof *lower);
+        weights_join(host + done, upper, parked ? parked + done : lower, part);
     }
 }
 

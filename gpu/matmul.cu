@@ -159,8 +159,17 @@ static __device__ inline void multiply_stage(float (&d)[Tile::STRIPS][32], char 
     }
 }
 
+/* Blocks on a multiprocessor: two leave a thread 128 registers, and for sm_100 the compiler needs a few more than that
+ * where both operands are transposed on the way. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define BLOCKS_TOGETHER(layout) ((layout) == BACKWARD_WEIGHT ? 1 : 2)
+#else
+#define BLOCKS_TOGETHER(layout) 2
+#endif
+
 template <typename Tile, MatmulLayout L, MatmulEpilogue E>
-static __global__ void __launch_bounds__(Tile::THREADS, 2) matmul_kernel(Product p, bool a_aligned, bool b_aligned)
+static __global__ void __launch_bounds__(Tile::THREADS, BLOCKS_TOGETHER(L))
+matmul_kernel(Product p, bool a_aligned, bool b_aligned)
 {
     constexpr int COLUMNS = E == GELU ? Tile::N / 2 : Tile::N, WARP_COLUMNS = E == GELU ? 32 : 64;
     DYNAMIC_SHARED(char, shared);

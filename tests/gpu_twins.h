@@ -23,6 +23,7 @@
 #define device_copy cpu_device_copy
 #define device_upload cpu_device_upload
 #define device_download cpu_device_download
+#define weights_park cpu_weights_park
 #define weights_copy cpu_weights_copy
 #define weights_upload cpu_weights_upload
 #define weights_download cpu_weights_download
@@ -95,6 +96,7 @@ using cpu::cpu_weights_free;
 #undef device_copy
 #undef device_upload
 #undef device_download
+#undef weights_park
 #undef weights_copy
 #undef weights_upload
 #undef weights_download

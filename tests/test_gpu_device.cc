@@ -115,6 +115,40 @@ static void weights_have_their_remainders(void)
     weights_free(a), weights_free(c);
 }
 
+/* Parked or whole, weights are the same numbers; what is uploaded and copied meanwhile comes back with them. */
+static void weights_park_and_return(void)
+{
+    enum { N = 3001 };
+    std::vector<float> numbers(N), others(N), back(N);
+    weight_t *a = weights_alloc(N), *b = weights_alloc(N);
+    Error error = {};
+    for (size_t i = 0; i < N; i++) numbers[i] = sinf((float)i), others[i] = cosf((float)i);
+    const auto holds = [&](const weight_t *w, const std::vector<float> &expected, const char *when) {
+        weights_download(device(), back.data(), w, N);
+        CHECK(same_bits(expected, back.data()), "%s", when);
+    };
+    weights_upload(device(), a, numbers.data(), N);
+    weights_upload(device(), b, others.data(), N);
+    for (int round = 0; round < 2; round++) { /* the second time it is parked already */
+        CHECK(weights_park(device(), a, true, &error) == 0, "%s", error.text);
+        holds(a, numbers, "parked");
+    }
+    weights_copy(device(), a, b, N);
+    holds(a, others, "copied into parked ones");
+    weights_upload(device(), a, numbers.data(), N);
+    weights_copy(device(), b, a, N);
+    holds(b, numbers, "copied from parked ones");
+    CHECK(weights_park(device(), b, true, &error) == 0, "%s", error.text);
+    weights_upload(device(), b, others.data(), N);
+    weights_copy(device(), a, b, N);
+    for (int round = 0; round < 2; round++) {
+        CHECK(weights_park(device(), a, false, &error) == 0, "%s", error.text);
+        holds(a, others, "whole again");
+    }
+    CHECK(weights_remainder(a + 5) - weights_remainder(a) == 5);
+    weights_free(a), weights_free(b);
+}
+
 /* The caller's memory is free when an upload returns, though the copies go on; the ring is used several times over. */
 static void uploads_leave_the_caller_free(void)
 {
@@ -304,6 +338,7 @@ static const Test tests[] = {
     {"weights_are_exact", weights_are_exact},
     {"weights_of_all_sizes", weights_of_all_sizes},
     {"weights_have_their_remainders", weights_have_their_remainders},
+    {"weights_park_and_return", weights_park_and_return},
     {"uploads_leave_the_caller_free", uploads_leave_the_caller_free},
     {"copies_keep_their_order", copies_keep_their_order},
     {"activations_come_as_floats", activations_come_as_floats},

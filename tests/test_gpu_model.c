@@ -2,8 +2,8 @@
  * decoding and a training run.
  *
  * The card is the emulator's (tests/gpu_emulator.h): promot.c without chapter 2, linked with gpu/'s kernels compiled for
- * the CPU, is build/promot-emulated, on which every command works, slowly. PROMOT_GPU_PROGRAM=./promot-gpu names a
- * program for a real card instead.
+ * the CPU, is build/promot-emulated, on which every command works, slowly. Then everything once more on a real card,
+ * where PROMOT_GPU_PROGRAM=./promot-gpu names the program for it; without one that is skipped.
  *
  * A card rounds every activation to bf16, off by up to 2^-8 and by about 2^-9.5 on average. A logit stands behind some
  * 10 roundings a layer, so about sqrt(10 layers) 2^-9.5, 1 %; a gradient behind twice as many, and where it is a sum
@@ -26,11 +26,7 @@ static const double LOSS_LIMIT = 5e-3, LOGITS_LIMIT = 3e-2, GRADIENT_LIMIT = 0.2
  * fifth of itself a step: after ten of them the losses differ by 2.8e-2, the prompt by 0.15. */
 static const double LATER_LOSS_LIMIT = 6e-2, PROMPT_LIMIT = 0.3;
 
-static const char *card_program(void)
-{
-    const char *named = getenv("PROMOT_GPU_PROGRAM");
-    return named ? named : BUILD "/promot-emulated";
-}
+static const char *card_program = BUILD "/promot-emulated";
 
 /* Runs a command on the card and in this process; %s stands for the side's name, "card" or "cpu". */
 static bool run_both(const char *format)
@@ -39,7 +35,7 @@ static bool run_both(const char *format)
     for (int side = 0; side < 2; side++) {
         char *command = text_format(format, side ? "cpu" : "card"); /* NOLINT: the formats are this file's */
         char *out = text_format(SCRATCH "/%s.out", side ? "cpu" : "card");
-        char *shell = text_format("%s %s >%s", card_program(), command, out);
+        char *shell = text_format("%s %s >%s", card_program, command, out);
         const int code = side ? run_promot(command, out) : system(shell);
         CHECK(code == 0, "%s: exit %d of promot %s", side ? "cpu" : "card", code, command);
         done = done && code == 0;
@@ -209,7 +205,7 @@ static void test_training(void)
           "no dev set");
     again = text_format("%s train %s/again >/dev/null && cmp " SCRATCH "/card/model/model.safetensors " SCRATCH
                         "/again/model/model.safetensors",
-                        card_program(), options);
+                        card_program, options);
     if (run_both(command)) {
         CHECK(read_losses(SCRATCH "/card", card, 2 * STEPS) == 2 * STEPS, "steps are missing");
         CHECK(read_losses(SCRATCH "/cpu", cpu, 2 * STEPS) == 2 * STEPS, "steps are missing");
@@ -221,10 +217,43 @@ static void test_training(void)
     free(again);
 }
 
+static void on_a_card(void (*test)(void))
+{
+    const char *emulated = card_program, *named = getenv("PROMOT_GPU_PROGRAM");
+    if (!named) SKIP("no card (PROMOT_GPU_PROGRAM=./promot-gpu names a program for one)");
+    card_program = named;
+    test();
+    card_program = emulated;
+}
+
+static void test_dump_on_a_card(void)
+{
+    on_a_card(test_dump);
+}
+
+static void test_updates_on_a_card(void)
+{
+    on_a_card(test_updates);
+}
+
+static void test_generate_on_a_card(void)
+{
+    on_a_card(test_generate);
+}
+
+static void test_training_on_a_card(void)
+{
+    on_a_card(test_training);
+}
+
 static const Test tests[] = {
     {"dump", test_dump},
     {"updates", test_updates},
     {"generate", test_generate},
     {"training", test_training},
+    {"dump_on_a_card", test_dump_on_a_card},
+    {"updates_on_a_card", test_updates_on_a_card},
+    {"generate_on_a_card", test_generate_on_a_card},
+    {"training_on_a_card", test_training_on_a_card},
 };
 TEST_MAIN(tests)
