@@ -547,6 +547,39 @@ static void info_tells(void)
     RUN("info", "--model", MT5, "--batch", "1e6", "--input-length", "1e6", "--target-length", "1e6");
 }
 
+/* A batch that is far too large is planned in micro-batches that fit. */
+static void info_plans(void)
+{
+    const double batch = 1e6;
+    const char *const sizes[] = {"--input-length", "400", "--target-length", "40"};
+    cJSON *json, *plan;
+    char micro[32];
+    double available, bytes;
+    RUN("info", "--model", MT5, "--json", "--batch", "1e6", sizes[0], sizes[1], sizes[2], sizes[3]);
+    json = printed_json();
+    available = json_number(json, "memory_available");
+    if (!cJSON_HasObjectItem(json, "memory_available")) {
+        cJSON_Delete(json);
+        SKIP("this system does not tell how much memory it has");
+    }
+    plan = cJSON_GetObjectItem(cJSON_GetObjectItem(json, "memory_plans"), "finetune");
+    CHECK(cJSON_IsTrue(cJSON_GetObjectItem(plan, "fits")), "%s", ran.out);
+    CHECK(json_number(plan, "bytes") <= available, "%s", ran.out);
+    CHECK(json_number(plan, "micro_batch") < batch && json_number(plan, "recomputed") <= 1, "%s", ran.out);
+    snprintf(micro, sizeof micro, "%.0f", json_number(plan, "micro_batch"));
+    bytes = json_number(plan, "bytes");
+    cJSON_Delete(json);
+    RUN("info", "--model", MT5, "--json", "--batch", "1e6", "--micro-batch", micro, sizes[0], sizes[1], sizes[2],
+        sizes[3]);
+    json = printed_json();
+    plan = cJSON_GetObjectItem(json, "memory_bytes");
+    CHECK(json_number(plan, "finetune") >= bytes, "%.0f as it is, %.0f as planned: %s", json_number(plan, "finetune"),
+          bytes, ran.out);
+    cJSON_Delete(json);
+    RUN("info", "--model", MT5, "--batch", "1e6", sizes[0], sizes[1], sizes[2], sizes[3]);
+    CHECK(strstr(ran.out, "that there are: fits with --micro-batch"), "%s", ran.out);
+}
+
 static void models_that_are_not_there(void)
 {
     REFUSES(2, SCRATCH "/none: no such model directory", "info", "--model", SCRATCH "/none");
@@ -1226,6 +1259,7 @@ static const Test tests[] = {
     {"tokenize_ids", tokenize_ids},
     {"sentinels_of_a_t5_vocabulary", sentinels_of_a_t5_vocabulary},
     {"info_tells", info_tells},
+    {"info_plans", info_plans},
     {"models_that_are_not_there", models_that_are_not_there},
     {"configs_that_are_broken", configs_that_are_broken},
     {"tensors_that_are_wrong", tensors_that_are_wrong},
