@@ -132,7 +132,7 @@ build-tests: $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
 
 # The same engine on a graphics card: promot.c without chapter 2, and the kernels of gpu/ in its place.
 gpu: $(B)/promot-gpu
-	@cmp -s $< promot-gpu || cp $< promot-gpu
+	@cmp -s $< promot-gpu || { cp $< promot-gpu.new && mv promot-gpu.new promot-gpu; }
 
 # The kernels for every kind of card. A register spilled to memory, or a wgmma that the assembler serialises (its
 # advisories C75xx), is an error.

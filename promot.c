@@ -3181,8 +3181,9 @@ typedef struct {
     act_t *dlogits;  /* their gradient: takes their place where the types are one */
     size_t logits_rows;
     stat_t *loss; /* [Nt] */
-    /* So many layers of the encoder do not keep mlp_a, the largest of their activations: the backward pass makes it
-     * again from mlp_x, at the cost of one product. For batches that would not fit otherwise; the same bits. */
+    /* So many layers of the encoder, the lowest ones, do not keep mlp_a, the largest of their activations: the backward
+     * pass makes it again from mlp_x, at the cost of one product. For batches that would not fit otherwise; the same
+     * bits. */
     size_t recomputed;
     act_t *normed, *branch, *hidden; /* scratch of a layer's forward pass: [N,D], [N,D], [N,F] */
     act_t *mlp_a;                    /* of the recomputed layers, in turn */

@@ -25,9 +25,9 @@
  * The seam: element types
  *
  * The CPU keeps all of them in fp32. A GPU (-DPROMOT_GPU) keeps activations in bf16, and a weight as two halves in two
- * places: its bf16 rounding, which products read, and the 16 bits that are missing to the exact fp32, which only the
- * optimizer reads and writes. The tests compile everything in double (-DPROMOT_DOUBLE) to compare each backward pass
- * with finite differences. */
+ * places: its bf16 rounding, which products read, and the 16 bits that are missing to the exact fp32, which only
+ * Adafactor and LoRA read and write. The tests compile everything in double (-DPROMOT_DOUBLE) to compare each backward
+ * pass with finite differences. */
 #ifdef PROMOT_GPU
 typedef struct {
     uint16_t bits;

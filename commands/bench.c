@@ -54,7 +54,7 @@ static int bench_options(BenchRun *run, const Options *o, Error *error)
     const char *dtype = o->text[OPT_BENCH_DTYPE], *file = o->text[OPT_BENCH_CONFIG], *only = o->text[OPT_ONLY];
     const bool quick = option_true(o, OPT_QUICK);
     const MatmulPrecision precision = strcmp(dtype, "bf16") == 0 ? MATMUL_BF16 : MATMUL_FP32;
-    /* A card belongs to the process that opens it first, and every measurement is a process of its own. */
+    /* A process that has opened a card cannot hand it to its children, and every measurement is a child. */
     Device *dev = ON_A_CARD ? NULL : device_open((int)option_size(o, OPT_THREADS), precision, error);
     if (!dev && !ON_A_CARD) return -1;
     *b = (Bench){.name = file ? file : "mt5-small",

@@ -10,8 +10,9 @@
 
 enum { MOST_OPERANDS = 6, MOST_KERNELS = 64, MOST_SETS = 64 };
 
-/* What an operand is made of: numbers of chapter 2's kinds, or indices (see Kernel). */
-typedef enum { ACTIVATIONS, WEIGHTS, STATS, INDICES } OperandKind;
+/* What an operand is made of: numbers of chapter 2's kinds, or indices (see Kernel). Where weights are two halves,
+ * products touch the upper ones of WEIGHTS alone, Adafactor and LoRA both of EXACT_WEIGHTS. */
+typedef enum { ACTIVATIONS, WEIGHTS, EXACT_WEIGHTS, STATS, INDICES } OperandKind;
 
 typedef struct {
     OperandKind kind;
@@ -53,12 +54,18 @@ typedef struct {
     double read, written;
 } KernelBytes;
 
+static bool is_weights(const KernelOperand *operand)
+{
+    return operand->kind == WEIGHTS || operand->kind == EXACT_WEIGHTS;
+}
+
 static size_t operand_size(const KernelOperand *operand)
 {
-    return operand->kind == INDICES       ? sizeof(int32_t)
-           : operand->kind == ACTIVATIONS ? sizeof(act_t)
-           : operand->kind == WEIGHTS     ? sizeof(weight_t)
-                                          : sizeof(stat_t);
+    return operand->kind == INDICES         ? sizeof(int32_t)
+           : operand->kind == ACTIVATIONS   ? sizeof(act_t)
+           : operand->kind == WEIGHTS       ? sizeof(weight_t)
+           : operand->kind == EXACT_WEIGHTS ? WEIGHT_BYTES
+                                            : sizeof(stat_t);
 }
 
 static KernelBytes kernel_bytes(const Kernel *kernel)
@@ -486,32 +493,32 @@ static void add_weights(KernelList *list)
     const double weights = (double)(V * D), touched = (double)(U * D), product = 2.0 * (double)R * (double)(F * D);
     const size_t moments = is_factored(V, D, false) ? V + D : V * D;
     Kernel *k = kernel_add(list, "Adafactor", run_adafactor, V, D, 0, 11 * weights);
-    operand_in_out(k, WEIGHTS, V * D);
+    operand_in_out(k, EXACT_WEIGHTS, V * D);
     operand_add(k, STATS, V * D, 2 * V * D, 0);
     operand_in_out(k, STATS, moments);
     if (is_factored(V, D, false)) operand_in_out(k, STATS, V); /* the rows' sums of squares */
     if (is_factored(V, D, false)) {
         k = kernel_add(list, "Adafactor, rows", run_adafactor_rows, U, D, 0, 11 * touched);
-        operand_add(k, WEIGHTS, V * D, U * D, U * D);
+        operand_add(k, EXACT_WEIGHTS, V * D, U * D, U * D);
         operand_add(k, STATS, U * D, 2 * U * D, 0);
         operand_in_out(k, STATS, V);
         operand_in_out(k, STATS, D);
         operand_add(k, STATS, V, V, U); /* the rows' sums of squares */
     }
     k = kernel_add(list, "LoRA merge", run_lora_merge, F, D, 0, product + (double)(2 * F * D));
-    operand_out(k, WEIGHTS, F * D);
-    operand_in(k, WEIGHTS, F * D);
-    operand_in(k, WEIGHTS, R * D);
-    operand_in(k, WEIGHTS, F * R);
+    operand_out(k, EXACT_WEIGHTS, F * D);
+    operand_in(k, EXACT_WEIGHTS, F * D);
+    operand_in(k, EXACT_WEIGHTS, R * D);
+    operand_in(k, EXACT_WEIGHTS, F * R);
     k = kernel_add(list, "LoRA backward", run_lora_backward, F, D, 0, 2 * product);
     operand_in_out(k, STATS, R * D);
     operand_in_out(k, STATS, F * R);
     operand_in(k, STATS, F * D);
-    operand_in(k, WEIGHTS, R * D);
-    operand_in(k, WEIGHTS, F * R);
+    operand_in(k, EXACT_WEIGHTS, R * D);
+    operand_in(k, EXACT_WEIGHTS, F * R);
     k = kernel_add(list, "sums of squares", run_sum_of_squares, V, D, 0, 2 * weights);
     operand_out(k, STATS, V);
-    operand_in(k, WEIGHTS, V * D);
+    operand_in(k, EXACT_WEIGHTS, V * D);
     k = kernel_add(list, "dot product", run_dot_product, F, D, 0, (double)(2 * F * D));
     operand_in(k, STATS, F * D);
     operand_in(k, STATS, F * D);
@@ -567,7 +574,7 @@ static int fill_operand(Device *dev, void *to, const KernelOperand *operand, siz
         int32_t *indices = (int32_t *)(void *)numbers;
         for (size_t i = 0; operand->kind == INDICES && i < n; i++)
             indices[i] = (int32_t)(min_size(first + i, operand->elements - 1) / index_run);
-        if (operand->kind == WEIGHTS) weights_upload(dev, (weight_t *)to + first, numbers, n);
+        if (is_weights(operand)) weights_upload(dev, (weight_t *)to + first, numbers, n);
         if (operand->kind == STATS) stats_upload(dev, (stat_t *)to + first, numbers, n);
         if (operand->kind == INDICES) device_upload(dev, (int32_t *)to + first, indices, n * sizeof *indices);
     }
@@ -584,7 +591,7 @@ static void kernel_operands_free(KernelRun *k)
 {
     for (size_t s = 0; s < k->n_sets; s++)
         for (size_t i = 0; i < k->kernel->n_operands; i++)
-            if (k->kernel->operands[i].kind == WEIGHTS)
+            if (is_weights(&k->kernel->operands[i]))
                 weights_free(k->operands[s][i]);
             else
                 device_free(k->operands[s][i]);
@@ -606,8 +613,7 @@ static int kernel_operands(KernelRun *k, bool waits_for_memory, Error *error)
         for (size_t i = 0; i < kernel->n_operands; i++) {
             const KernelOperand *operand = &kernel->operands[i];
             const size_t n = operand_elements(operand);
-            void *memory =
-                operand->kind == WEIGHTS ? (void *)weights_alloc(n) : device_alloc(n * operand_size(operand));
+            void *memory = is_weights(operand) ? (void *)weights_alloc(n) : device_alloc(n * operand_size(operand));
             k->operands[s][i] = memory;
             if (!memory)
                 return error_set(error, EXIT_FAILED, "memory: no room for the operands of %s (%zu MB)", kernel->name,

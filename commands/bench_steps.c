@@ -165,6 +165,7 @@ static int measure_step(const Bench *bench, const void *what, cJSON *row, Error 
         status = prompts_allocate(&prompts, model, 1, bench->prompt_length, error);
         if (!status) status = prompt_init(model, NULL, &prompts, 0, "uniform", 0, error);
     }
+    if (!status) status = weights_park(dev, model->weights, !stage.trains_model, error);
     if (!status)
         status = time_steps(model, stage.uses_prompts ? &prompts : NULL, &stage, &e, seconds, repeats, &counts, error);
     if (!status) add_step(bench, s, &counts, timing_of(seconds, repeats), row);

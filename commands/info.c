@@ -1,8 +1,9 @@
 /* info.c: promot info: what a model is, and the memory it will need. A part of chapter 10 of promot.c, which
  * includes it. */
 
-/* What a process holds beside the engine's own buffers: code, libraries, stacks, scratch, the text being worked on. */
-enum { PROCESS_BYTES = 24 << 20 };
+/* What a process holds beside the engine's own buffers: code, libraries, stacks, scratch, the text being worked on. On a
+ * card, scratch and what its allocator rounds up. */
+enum { PROCESS_BYTES = (ON_A_CARD ? 256 : 24) << 20 };
 
 /* What a method trains, in its stage that takes the most. */
 typedef struct {
@@ -78,11 +79,11 @@ static void print_method(const Options *o, const T5Config *c, size_t n_weights, 
     if (available && bytes > available) {
         const MemoryPlan plan = plan_memory(o, c, n_weights, m, available);
         printf(", of %.2f GB that there are", (double)available / 1e9);
-        if (!plan.fits) printf(": does not fit");
-        if (plan.fits && plan.micro < micro_batch(o)) printf(": fits with --micro-batch %zu", plan.micro);
+        fputs(plan.fits ? ": fits with" : ": does not fit", stdout);
+        if (plan.fits && plan.micro < micro_batch(o)) printf(" --micro-batch %zu", plan.micro);
         if (plan.fits && plan.recomputed)
-            printf("%s %zu layers recomputed (%.2f GB)", plan.micro < micro_batch(o) ? " and" : ": fits with",
-                   plan.recomputed, (double)plan.bytes / 1e9);
+            printf("%s %zu layers recomputed", plan.micro < micro_batch(o) ? " and" : "", plan.recomputed);
+        if (plan.fits) printf(" (%.2f GB)", (double)plan.bytes / 1e9);
     }
     putchar('\n');
 }

@@ -5,7 +5,7 @@
 static bool is_not_recorded(size_t id)
 {
     return id == OPT_RESUME || id == OPT_QUIET || id == OPT_JSON || id == OPT_HELP || id == OPT_SHOW ||
-           id == OPT_THREADS || id == OPT_OUT;
+           id == OPT_THREADS || id == OPT_RECOMPUTE || id == OPT_OUT;
 }
 
 static char *run_json(const Options *o, int threads)
@@ -208,6 +208,7 @@ static double measure_flops(Device *dev)
     double begun, elapsed = 0, flops = 0;
     if (x && y && w) {
         device_clear(dev, x, ROWS * IN * sizeof *x);
+        device_clear(dev, w, OUT * IN * sizeof *w); /* the halves that products read */
         linear_forward(dev, y, x, w, ROWS, IN, OUT);
         device_wait(dev);
         for (begun = seconds_now(); elapsed < tried_seconds; elapsed = seconds_now() - begun) {
@@ -322,7 +323,7 @@ static int announce_stage(Run *run, size_t s, double speed, Error *error)
                 stage->name, (long long)steps, run->batch, (double)bytes / 1e9, seconds, floor(all / 60),
                 floor(fmod(all, 60)));
     if (!run->quiet && stage->recomputed)
-        fprintf(stderr, "stage %s: %zu layers of the encoder make the products of their MLP again, to save memory\n",
+        fprintf(stderr, "stage %s: %zu layers of the encoder make their MLP's first product again, to save memory\n",
                 stage->name, stage->recomputed);
     if (available > weights && bytes > available)
         return error_set(error, EXIT_FAILED,

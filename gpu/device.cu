@@ -10,8 +10,8 @@
  *
  * gives u back exactly, whatever u is: when the low half is 0x8000 or more, the upper half was rounded up by one, and
  * lower is negative by just that. (Ties cannot go to even: an even upper half would then have 65,537 weights, one more
- * than 16 bits can tell apart.) A weight_t * points into the upper plane; where the lower one is, weights_remainder finds by
- * address. While a model is frozen, its lower plane may be parked on the host.
+ * than 16 bits can tell apart.) A weight_t * points into the upper plane; where the lower one is, weights_remainder
+ * finds by address. While a model is frozen, its lower plane may be parked on the host.
  *
  * Copies. Everything is done in the order of one stream. An upload is first copied to pinned memory, a ring of slots,
  * from which the card fetches it by itself: the caller's memory is free at once and the host waits only when the whole

@@ -206,7 +206,7 @@ typedef struct {
     size_t count;
 } Weights;
 
-static void weights_free(Weights *weights)
+static void npz_weights_free(Weights *weights)
 {
     for (size_t i = 0; i < weights->count; i++) free(weights->values[i]);
     free(weights);
@@ -297,7 +297,7 @@ static bool write_model(const Golden *golden, const Npz *npz, int32_t decoder_st
                                     (const void *const *)weights->values, weights->count);
     }
     CHECK(written, "%s", error.text);
-    weights_free(weights);
+    npz_weights_free(weights);
     return written;
 }
 

@@ -155,10 +155,8 @@ void linear_backward_input(Device *dev, act_t *dx, const act_t *dy, const weight
 void linear_backward_weight(Device *dev, stat_t *dw, const act_t *dy, const act_t *x, size_t rows, size_t in,
                             size_t out, bool accumulate)
 {
-    (void)accumulate;
-    (void)dw;
+    (void)dw, (void)x, (void)accumulate;
     linear_forward(dev, NULL, dy, NULL, rows, in, out);
-    (void)x;
 }
 
 void linear_forward_layers(Device *dev, act_t *y, const act_t *x, const weight_t *w, size_t rows, size_t in, size_t out,
