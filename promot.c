@@ -3193,9 +3193,9 @@ typedef struct {
     size_t capacity;
 } Pass;
 
-/* The head's logits exist for so many bytes' worth of rows at a time. Fewer rows would read the head's weights, and read
- * and write their gradient, more often; more rows would only take memory. A card, whose products want many rows and
- * whose memory is filled by other things, takes more. */
+/* The head's logits exist for so many bytes' worth of rows at a time. Fewer rows would go through its weights and their
+ * gradient more often; more rows would only take memory. A card, whose products want many rows and whose memory is
+ * filled by other things, takes more. */
 static const size_t LOGITS_BYTES = ON_A_CARD ? (size_t)2 << 30 : (size_t)128 << 20;
 
 static size_t logits_rows(const T5Config *c, size_t rows)

@@ -70,9 +70,9 @@ void *device_alloc(size_t bytes);     /* 64-byte aligned, not cleared; NULL when
 void device_free(void *memory);
 weight_t *weights_alloc(size_t n); /* weights may lie in such memory only; NULL when there is none */
 void weights_free(weight_t *weights);
-/* Products of a frozen model read the upper halves alone. Parking moves the lower ones to the host and gives their place
- * back, until the weights are to be trained (parked: false); whole or parked, they can be uploaded, downloaded and
- * copied. A CPU has no halves, and nothing happens. -1: no memory. */
+/* Products of a frozen model read the upper halves alone. Parking moves the lower ones to the host and gives their
+ * place back, until the weights are to be trained (parked: false); whole or parked, they can be uploaded, downloaded
+ * and copied. A CPU has no halves, and nothing happens. -1: no memory. */
 int weights_park(Device *dev, weight_t *weights, bool parked, Error *error);
 void device_clear(Device *dev, void *memory, size_t bytes);
 void device_copy(Device *dev, void *to, const void *from, size_t bytes);

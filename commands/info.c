@@ -1,8 +1,8 @@
 /* info.c: promot info: what a model is, and the memory it will need. A part of chapter 10 of promot.c, which
  * includes it. */
 
-/* What a process holds beside the engine's own buffers: code, libraries, stacks, scratch, the text being worked on. On a
- * card, scratch and what its allocator rounds up. */
+/* What a process holds beside the engine's own buffers: code, libraries, stacks, scratch, the text being worked on; on
+ * a card, scratch and what its allocator rounds up. */
 enum { PROCESS_BYTES = (ON_A_CARD ? 256 : 24) << 20 };
 
 /* What a method trains, in its stage that takes the most. */

@@ -236,7 +236,8 @@ static void test_methods(void)
 
 /* ------------------------------------------------------------------------------------------------------------- LoRA */
 
-#define LORA LEARNING " --lora-steps 30 --lora-checkpoint-every 10 --lora-lr 0.3 --lora-rank 3 --lora-alpha 6"
+/* The rate is one at which each of eight seeds learns the task in stage 2; at 0.3 it took luck with the rounding. */
+#define LORA LEARNING " --lora-steps 30 --lora-checkpoint-every 10 --lora-lr 0.1 --lora-rank 3 --lora-alpha 6"
 #define LORA_RUN LORA " --method lora --lora-targets q,wo"
 #define TO_GENERATE "--file " SCRATCH "/text.txt --scores --threads 1 --beams 2 --max-length 5"
 
