@@ -527,10 +527,19 @@ inline void fiber_create(Fiber *f, Block *block, unsigned number)
 }
 
 /* --- a grid */
+
+/* What the address sanitizer noted about a place does not end with its mapping, and a file may be mapped there next. */
+inline void give_back(char *memory, size_t bytes)
+{
+    if (!memory) return;
+    ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+    munmap(memory, bytes);
+}
+
 inline void reserve(size_t fibers, size_t shared)
 {
     if (machine.stacks_count < fibers) {
-        if (machine.stacks) munmap(machine.stacks, machine.stacks_count * STACK_BYTES);
+        give_back(machine.stacks, machine.stacks_count * STACK_BYTES);
         machine.stacks = (char *)mmap(NULL, fibers * STACK_BYTES, PROT_READ | PROT_WRITE,
                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (machine.stacks == MAP_FAILED) fail("no memory for the stacks of %zu threads", fibers);
@@ -538,7 +547,7 @@ inline void reserve(size_t fibers, size_t shared)
         machine.stacks_count = fibers;
     }
     if (machine.shared_size < shared) {
-        if (machine.shared) munmap(machine.shared, machine.shared_size);
+        give_back(machine.shared, machine.shared_size);
         machine.shared = (char *)mmap(NULL, shared, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (machine.shared == MAP_FAILED) fail("no memory for %zu bytes of shared memory", shared);
         machine.shared_size = shared;
