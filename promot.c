@@ -470,7 +470,7 @@ void device_download(Device *dev, void *host, const void *from, size_t bytes)
 
 int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
 {
-    (void)dev, (void)weights, (void)parked, (void)error;
+    (void)dev, (void)weights, (void)parked, (void)error; /* there are no halves */
     return 0;
 }
 
