@@ -330,6 +330,16 @@ static real_t sum_of_squares(const real_t *x, size_t n)
     return sum_lanes(sum);
 }
 
+static real_t largest_size(const real_t *x, size_t n)
+{
+    vec_t largest = {0};
+    for (size_t i = 0; i < n; i += LANES) {
+        const vec_t v = vec_load_some(x + i, n - i, 0), size = vec_select(v < 0, -v, v);
+        largest = vec_select(size > largest, size, largest);
+    }
+    return max_of((const real_t *)&largest, LANES);
+}
+
 static inline size_t ceil_div(size_t a, size_t b)
 {
     return (a + b - 1) / b;
@@ -1720,20 +1730,28 @@ ALWAYS_INLINE void few_rows_add(vec_t *sum, Operand x, size_t m, vec_t *column, 
     for (; i < m; i++) few_rows_chains(sum + i, x.data + i * x.row, x.row, 1, column, steps, bf16);
 }
 
+/* The first `deep` <= LANES numbers of n <= LANES rows of w, a vector for each place; what is not there is 0. */
+ALWAYS_INLINE void load_columns(vec_t column[LANES], Operand w, size_t n, size_t deep)
+{
+    if (n == LANES && deep == LANES) {
+        UNROLLED for (size_t j = 0; j < LANES; j++) column[j] = vec_load(w.data + j * w.row);
+        transpose(column);
+        return;
+    }
+    memset(column, 0, LANES * sizeof *column);
+    for (size_t j = 0; j < n; j++)
+        for (size_t s = 0; s < deep; s++) column[s][j] = w.data[j * w.row + s];
+}
+
 /* The same from n <= LANES rows of w, `deep` <= LANES places of them. */
 ALWAYS_INLINE void few_rows_block(vec_t *sum, Operand x, Operand w, size_t m, size_t n, size_t deep, bool bf16)
 {
-    if (n < LANES || deep < LANES) {
-        vec_t edge[LANES] = {{0}};
-        for (size_t j = 0; j < n; j++)
-            for (size_t s = 0; s < deep; s++) edge[s][j] = w.data[j * w.row + s];
-        few_rows_add(sum, x, m, edge, deep, bf16);
-    } else {
-        vec_t column[LANES];
-        UNROLLED for (size_t j = 0; j < LANES; j++) column[j] = vec_load(w.data + j * w.row);
-        transpose(column);
+    vec_t column[LANES];
+    load_columns(column, w, n, deep);
+    if (deep == LANES)
         few_rows_add(sum, x, m, column, LANES, bf16);
-    }
+    else
+        few_rows_add(sum, x, m, column, deep, bf16);
 }
 
 /* y [m, n] (=) x · wᵀ for n <= FEW_COLUMNS rows of w. In bf16 the numbers of x come in pairs. The rows of w that begin
@@ -1852,6 +1870,215 @@ void linear_mlp_backward(Device *dev, MlpKind kind, act_t *da, act_t *dh, act_t 
     linear_backward_input(dev, dh, dy, w, seqs->rows, d_ff, out, false);
     mlp_activation_backward(dev, kind, da, dh, a, seqs, d_ff, dropout);
     if (h) mlp_activation_forward(dev, kind, h, a, seqs, d_ff, dropout);
+}
+
+/* ----------------------------------------------------------------------------------------------------------------
+ * The best word of each row, from a sketch of the head: the exact arg-max for a quarter of the bytes.
+ *
+ * Greedy decoding asks V logits for one thing only, where the largest is, and with few rows its time is that of reading
+ * the head. So the head is kept once more in 8 bits, w_v = step_v q_v + a rest r_v, and x·w_v lies between
+ *
+ *     step_v (x·q_v) - |x| |r_v|   and   step_v (x·q_v) + |x| |r_v|                              (Cauchy and Schwarz).
+ *
+ * A word whose upper bound is below the largest of all lower bounds is not the best one. The few others get their
+ * logits, summed as head_forward sums them. The bounds hold for numbers as they are computed, too: error_v is |r_v| and
+ * what rounding can do to both sums (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1: a sum
+ * of n products errs by at most n u of the sum of their sizes, in whatever order, to first order in the unit roundoff
+ * u). */
+enum {
+    SKETCH_VECTORS = 4,
+    SKETCH_WORDS = SKETCH_VECTORS * LANES, /* words side by side */
+    SKETCH_GROUP = 4,                      /* numbers of the depth in one 32-bit lane, the first in the lowest byte */
+    SKETCH_ROWS = 4,                       /* of x that meet a number of the head as soon as it is unpacked */
+    SKETCH_CANDIDATES = 512,               /* a row that has more left gets all its logits */
+};
+typedef int32_t lanes_t __attribute__((vector_size(LANES * sizeof(int32_t)), may_alias));
+typedef uint32_t unsigned_lanes_t __attribute__((vector_size(LANES * sizeof(uint32_t))));
+static const double UNIT_ROUNDOFF = (sizeof(real_t) == sizeof(double) ? DBL_EPSILON : FLT_EPSILON) / 2;
+
+struct HeadSketch {
+    lanes_t *q;           /* [blocks, groups, SKETCH_VECTORS] */
+    real_t *step, *error; /* [blocks * SKETCH_WORDS]; error: infinity where there is no word, or one of no use */
+    size_t blocks, groups;
+};
+
+static void sketch_layout(HeadSketch *s, char *memory, size_t *bytes, size_t vocabulary, size_t in)
+{
+    s->blocks = ceil_div(vocabulary, SKETCH_WORDS);
+    s->groups = round_up(in, max_size(LANES, SKETCH_GROUP)) / SKETCH_GROUP;
+    const size_t q = s->blocks * s->groups * SKETCH_VECTORS * sizeof *s->q, words = s->blocks * SKETCH_WORDS;
+    s->q = (lanes_t *)memory;
+    s->step = (real_t *)(memory + q);
+    s->error = s->step + words;
+    *bytes = q + 2 * words * sizeof(real_t);
+}
+
+/* Step and error of n <= LANES words, rows of w, whose 8 bits go to q, a vector for each group; where there is no word,
+ * or one with a number that is not finite, 0 and infinity. */
+static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, size_t n, size_t in, size_t groups)
+{
+    const double rounding = UNIT_ROUNDOFF * (double)(in + 8); /* 8: of the few operations before and behind a sum */
+    vec_t inverse = {0}, rest = {0};
+    real_t squares[LANES];
+    for (size_t j = 0; j < LANES; j++) {
+        squares[j] = j < n ? sum_of_squares(w.data + j * w.row, in) : INFINITY;
+        const real_t largest = isfinite(squares[j]) ? largest_size(w.data + j * w.row, in) : 0;
+        step[j] = largest / INT8_MAX >= FLT_MIN ? largest / INT8_MAX : 0;
+        inverse[j] = step[j] > 0 ? 1 / step[j] : 0;
+    }
+    for (size_t k = 0; k < groups * SKETCH_GROUP; k += LANES) {
+        vec_t column[LANES];
+        lanes_t packed = {0};
+        load_columns(column, operand_from(w, 0, k), n, in > k ? min_size(LANES, in - k) : 0);
+        UNROLLED for (size_t c = 0; c < LANES; c++)
+        {
+            const vec_t scaled = column[c] * inverse, half = vec_set((real_t)0.5);
+            const lanes_t nearest = __builtin_convertvector(scaled + vec_select(scaled < 0, -half, half), lanes_t);
+            const vec_t left = column[c] - vec_load(step) * __builtin_convertvector(nearest, vec_t);
+            rest += left * left;
+            packed |= (nearest & 0xff) << 8 * ((k + c) % SKETCH_GROUP);
+            if ((k + c) % SKETCH_GROUP < SKETCH_GROUP - 1) continue;
+            q[(k + c) / SKETCH_GROUP * SKETCH_VECTORS] = packed;
+            packed = (lanes_t){0};
+        }
+    }
+    for (size_t j = 0; j < LANES; j++)
+        error[j] =
+            isfinite(squares[j])
+                ? (real_t)(sqrt((double)rest[j]) + 4 * rounding * (sqrt((double)squares[j]) + sqrt((double)rest[j])))
+                : INFINITY;
+}
+
+HeadSketch *head_sketch_create(Device *dev, const weight_t *w, size_t in, size_t vocabulary)
+{
+    HeadSketch *s = dev->precision == MATMUL_FP32 ? calloc(1, sizeof *s) : NULL;
+    size_t bytes = s ? head_sketch_bytes(in, vocabulary) : 0;
+    char *memory = s ? device_alloc(bytes) : NULL;
+    if (!memory) {
+        free(s);
+        return NULL;
+    }
+    sketch_layout(s, memory, &bytes, vocabulary, in);
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t word = 0; word < s->blocks * SKETCH_WORDS; word += LANES) {
+        const size_t n = word < vocabulary ? min_size(LANES, vocabulary - word) : 0;
+        const Operand rows = {w + (n ? word : 0) * in, in, 1};
+        sketch_words(s->q + word / SKETCH_WORDS * s->groups * SKETCH_VECTORS + word % SKETCH_WORDS / LANES,
+                     s->step + word, s->error + word, rows, n, in, s->groups);
+    }
+    return s;
+}
+
+size_t head_sketch_bytes(size_t in, size_t vocabulary)
+{
+    HeadSketch s;
+    size_t bytes;
+    sketch_layout(&s, NULL, &bytes, vocabulary, in);
+    return bytes;
+}
+
+void head_sketch_free(HeadSketch *s)
+{
+    if (!s) return;
+    device_free(s->q);
+    free(s);
+}
+
+/* sum [rows][first …] = x · q, for so many rows of x and vectors of words from `first` on. */
+ALWAYS_INLINE void sketch_tile(vec_t sum[SKETCH_ROWS][SKETCH_VECTORS], size_t first, const real_t *x, size_t x_row,
+                               const lanes_t *q, size_t groups, size_t rows, size_t vectors)
+{
+    vec_t total[SKETCH_ROWS][SKETCH_VECTORS] = {{{0}}};
+    for (size_t g = 0; g < groups; g++, q += SKETCH_VECTORS, x += SKETCH_GROUP)
+        UNROLLED for (int k = 0; k < SKETCH_GROUP; k++) UNROLLED for (size_t v = 0; v < vectors; v++)
+        {
+            const lanes_t to_the_top = (lanes_t)((unsigned_lanes_t)q[first + v] << 8 * (SKETCH_GROUP - 1 - k));
+            vec_t column = __builtin_convertvector(to_the_top >> 8 * (SKETCH_GROUP - 1), vec_t);
+            IN_REGISTER(column);
+            UNROLLED for (size_t i = 0; i < rows; i++) total[i][v] += x[i * x_row + (size_t)k] * column;
+        }
+    UNROLLED for (size_t i = 0; i < rows; i++) UNROLLED for (size_t v = 0; v < vectors; v++) sum[i][first + v] =
+        total[i][v];
+}
+
+/* The bounds of one block's logits. x [rows, padded depth], length [rows] = |x|; upper [rows, words] (=), and lower
+ * [rows, blocks] (=), the largest of the block's lower bounds. */
+static void sketch_block(const HeadSketch *s, size_t block, real_t *upper, real_t *lower, const real_t *x,
+                         const real_t *length, size_t rows)
+{
+    const size_t depth = s->groups * SKETCH_GROUP, first = block * SKETCH_WORDS, words = s->blocks * SKETCH_WORDS;
+    const lanes_t *const q = s->q + block * s->groups * SKETCH_VECTORS;
+    for (size_t row = 0, n; row < rows; row += n) {
+        const real_t *const some = x + row * depth;
+        vec_t sum[SKETCH_ROWS][SKETCH_VECTORS];
+        n = rows - row >= SKETCH_ROWS ? SKETCH_ROWS : rows - row >= 2 ? 2 : 1;
+        if (n == SKETCH_ROWS) /* in two halves, whose sums fit in the registers */
+            for (size_t half = 0; half < SKETCH_VECTORS; half += SKETCH_VECTORS / 2)
+                sketch_tile(sum, half, some, depth, q, s->groups, SKETCH_ROWS, SKETCH_VECTORS / 2);
+        else if (n == 2)
+            sketch_tile(sum, 0, some, depth, q, s->groups, 2, SKETCH_VECTORS);
+        else
+            sketch_tile(sum, 0, some, depth, q, s->groups, 1, SKETCH_VECTORS);
+        for (size_t i = 0; i < n; i++) {
+            real_t low[SKETCH_WORDS];
+            for (size_t v = 0; v < SKETCH_VECTORS; v++) {
+                const vec_t logit = sum[i][v] * vec_load(s->step + first + v * LANES);
+                const vec_t error = vec_load(s->error + first + v * LANES) * length[row + i];
+                vec_store(low + v * LANES, logit - error);
+                vec_store(upper + (row + i) * words + first + v * LANES, logit + error);
+            }
+            lower[(row + i) * s->blocks + block] = max_of(low, SKETCH_WORDS);
+        }
+    }
+}
+
+/* The first of the largest logits among the words whose upper bound reaches `floor`. -1: they are too many, or one is
+ * not a number. */
+static int32_t best_candidate(const real_t *upper, real_t floor, const act_t *x, const weight_t *w, size_t in,
+                              size_t vocabulary)
+{
+    const Operand row = {x, in, 1};
+    size_t candidates = 0;
+    int32_t word = -1;
+    real_t best = 0;
+    for (size_t first = 0; first < vocabulary; first += SCAN_BLOCK) {
+        const size_t last = min_size(first + SCAN_BLOCK, vocabulary);
+        if (max_of(upper + first, last - first) < floor) continue;
+        for (size_t v = first; v < last; v++) {
+            real_t logit;
+            if (upper[v] < floor) continue;
+            few_rows_tile(&logit, 1, row, (Operand){w + v * in, in, 1}, 1, 1, in, 0, false);
+            if (++candidates > SKETCH_CANDIDATES || !isfinite(logit)) return -1;
+            if (word < 0 || logit > best) best = logit, word = (int32_t)v;
+        }
+    }
+    return word;
+}
+
+void best_words(Device *dev, int32_t *word, const act_t *x, const weight_t *w, const HeadSketch *s, size_t rows,
+                size_t in, size_t vocabulary)
+{
+    const size_t depth = s->groups * SKETCH_GROUP, words = s->blocks * SKETCH_WORDS;
+    real_t *const upper = device_scratch(dev, rows * (words + s->blocks + depth + 1) * sizeof *upper);
+    real_t *const lower = upper + rows * words, *const padded = lower + rows * s->blocks;
+    real_t *const length = padded + rows * depth;
+    for (size_t row = 0; row < rows; row++) {
+        double squares = 0;
+        for (size_t k = 0; k < depth; k++) {
+            const real_t number = k < in ? x[row * in + k] : 0;
+            padded[row * depth + k] = number;
+            squares += (double)number * (double)number;
+        }
+        /* A little longer than it is, for what follows is rounded; and never 0, for that times infinity is NaN. */
+        length[row] = (real_t)(sqrt(squares) * (1 + 8 * UNIT_ROUNDOFF)) + (real_t)FLT_MIN;
+    }
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t b = 0; b < s->blocks; b++) sketch_block(s, b, upper, lower, padded, length, rows);
+#pragma omp parallel for num_threads(dev->threads)
+    for (size_t row = 0; row < rows; row++) {
+        const real_t floor = max_of(lower + row * s->blocks, s->blocks);
+        word[row] = isfinite(floor) ? best_candidate(upper + row * words, floor, x + row * in, w, in, vocabulary) : -1;
+    }
 }
 
 /* ----------------------------------------------------------------------------------------------------------------
@@ -4563,9 +4790,18 @@ size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool
  * with Hugging Face's (generation/utils.py, _beam_search). The results do not depend on how inputs are batched, to the
  * last bit: no kernel lets a row see how many others there are. */
 
+/* What greedy decoding has of the head beside the head itself. A sketch takes about as long to make as SKETCH_AFTER
+ * steps take without one, so whoever wants only a few tokens need not pay for it. */
+enum { SKETCH_AFTER = 8 };
+typedef struct {
+    size_t steps; /* that a sketch would have made faster */
+    HeadSketch *sketch;
+} Greedy;
+
 typedef struct {
     const Model *model;
-    Pass *pass; /* the encoder's pass: its output and lengths */
+    Greedy *greedy; /* NULL: more is wanted than each row's best word */
+    Pass *pass;     /* the encoder's pass: its output and lengths */
     Batch *batch;
     size_t capacity, max_steps; /* rows, steps */
     act_t **cache;              /* for each decoder layer: [max_steps, capacity, 3I] */
@@ -4705,8 +4941,28 @@ static void decoder_layer_step(Decoder *d, size_t l, size_t step, size_t rows, c
     linear_residual_forward(model->dev, d->x, d->x, d->hidden, w->wo->data, d->branch, queries, c->d_ff, D, &none);
 }
 
+/* The best word of each row, its log-probability (logp) not: are they found? */
+static bool decoder_best_words(Decoder *d, size_t rows, float *logp, int32_t *words)
+{
+    const Model *model = d->model;
+    const size_t D = model->config.d_model, V = model->config.vocab_size;
+    Greedy *greedy = d->greedy;
+    bool found = true;
+    if (ON_A_CARD || !greedy || rows > HEAD_SKETCH_ROWS) return false;
+    if (greedy->steps++ == SKETCH_AFTER) greedy->sketch = head_sketch_create(model->dev, model->head->data, D, V);
+    if (!greedy->sketch) return false;
+    best_words(model->dev, d->words, d->y, model->head->data, greedy->sketch, rows, D, V);
+    device_download(model->dev, words, d->words, rows * sizeof *words);
+    for (size_t r = 0; r < rows; r++) {
+        logp[r] = 0;
+        found &= words[r] >= 0;
+    }
+    return found;
+}
+
 /* One step: `rows_each` rows for each of the live inputs live[n_live], whose newest tokens are ids. Gives the k most
- * probable next words of each row, with log-probabilities; and all logits, when `logits` [rows, V] is wanted. */
+ * probable next words of each row, with log-probabilities unless decoding is greedy; and all logits, when `logits`
+ * [rows, V] is wanted. */
 static void decoder_step(Decoder *d, size_t step, const size_t *live, size_t n_live, size_t rows_each,
                          const int32_t *ids, size_t k, float *logp, int32_t *words, float *logits)
 {
@@ -4740,6 +4996,7 @@ static void decoder_step(Decoder *d, size_t step, const size_t *live, size_t n_l
     for (size_t l = 0; l < c->num_decoder_layers; l++) decoder_layer_step(d, l, step, rows, &queries, &keys);
     rmsnorm_forward(model->dev, d->y, d->rstd, d->x, model->decoder.final_norm->data, rows, D, c->layer_norm_epsilon);
     if (c->tied_head) scale_forward(model->dev, d->y, head_scale(c), rows * D);
+    if (decoder_best_words(d, rows, logp, words)) return;
     for (size_t first = 0; first < rows; first += d->logits_rows) {
         size_t n = min_size(d->logits_rows, rows - first);
         head_forward(model->dev, d->logits, d->y + first * D, model->head->data, n, D, V);
@@ -4856,8 +5113,8 @@ static void decode_one_row_each(Decoder *d, const TokenExample *inputs, const De
             tokens[i * s->max_length + step] = word;
             if (word == c->eos || last) { /* T5X leaves the score of an unfinished row as it is */
                 double divisor = word == c->eos || s->rule == LENGTH_HF ? length_divisor(s, step + 1) : 1;
-                out[i] =
-                    hypothesis_new(tokens + i * s->max_length, word == c->eos ? step : step + 1, sums[i] / divisor);
+                out[i] = hypothesis_new(tokens + i * s->max_length, word == c->eos ? step : step + 1,
+                                        s->unscored ? NAN : sums[i] / divisor);
             } else {
                 live[n_next] = i;
                 parents[n_next] = r;
@@ -5065,8 +5322,8 @@ static void decode_beams(Decoder *d, const DecodeSettings *s, Hypothesis *out)
 }
 
 /* Decodes one batch. */
-static int decode_batch(const Model *model, const Prompts *prompts, const TokenExample *inputs, size_t count,
-                        const DecodeSettings *settings, Hypothesis *out, Error *error)
+static int decode_batch(const Model *model, Greedy *greedy, const Prompts *prompts, const TokenExample *inputs,
+                        size_t count, const DecodeSettings *settings, Hypothesis *out, Error *error)
 {
     TokenExample *examples = host_alloc(count, sizeof *examples);
     size_t candidates = settings->beams > 1 ? min_size(2 * settings->beams, model->config.vocab_size) : 1;
@@ -5087,6 +5344,7 @@ static int decode_batch(const Model *model, const Prompts *prompts, const TokenE
         status =
             decoder_create(&decoder, model, &pass, &batch, settings->beams, settings->max_length, candidates, error);
     if (!status) {
+        if (settings->unscored && settings->beams == 1 && !settings->sample) decoder.greedy = greedy;
         if (settings->beams == 1 || settings->sample)
             decode_one_row_each(&decoder, inputs, settings, out);
         else
@@ -5112,7 +5370,9 @@ static size_t decoding_inputs(const T5Config *c, size_t beams, size_t max_steps,
 static size_t decoding_bytes(const T5Config *c, size_t beams, size_t max_steps, size_t longest, size_t count)
 {
     size_t n = min_size(decoding_inputs(c, beams, max_steps, longest), count), logits = logits_rows(c, n * beams);
-    return n * decoder_bytes_per_input(c, beams, max_steps, longest) + logits * c->vocab_size * sizeof(logit_t);
+    size_t sketch = ON_A_CARD || beams > 1 ? 0 : head_sketch_bytes(c->d_model, c->vocab_size);
+    return n * decoder_bytes_per_input(c, beams, max_steps, longest) + logits * c->vocab_size * sizeof(logit_t) +
+           sketch;
 }
 
 typedef struct {
@@ -5133,6 +5393,7 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
     LengthAt *order = host_alloc(count, sizeof *order);
     TokenExample batch[DECODE_INPUTS];
     Hypothesis *results = host_alloc(DECODE_INPUTS * settings->n_best, sizeof *results);
+    Greedy greedy = {0};
     int status = 0;
     for (size_t i = 0; i < count; i++) order[i] = (LengthAt){inputs[i].input_length, i};
     qsort(order, count, sizeof *order, compare_lengths);
@@ -5141,12 +5402,13 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
         n = min_size(decoding_inputs(&model->config, settings->beams, settings->max_length, longest), count - first);
         for (size_t i = 0; i < n; i++) batch[i] = inputs[order[first + i].at];
         memset(results, 0, n * settings->n_best * sizeof *results);
-        status = decode_batch(model, prompts, batch, n, settings, results, error);
+        status = decode_batch(model, &greedy, prompts, batch, n, settings, results, error);
         for (size_t i = 0; i < n; i++)
             memcpy(out + order[first + i].at * settings->n_best, results + i * settings->n_best,
                    settings->n_best * sizeof *out);
         if (!status && progress) progress(context, first + n, count);
     }
+    if (!ON_A_CARD) head_sketch_free(greedy.sketch);
     free(results);
     free(order);
     return status;

@@ -42,10 +42,10 @@ typedef double real_t;
 #else
 typedef float real_t;
 #endif
-typedef real_t act_t;                     /* activations and their gradients */
-typedef real_t weight_t;                  /* weights and soft prompts */
-typedef real_t logit_t;                   /* the head's output */
-typedef real_t stat_t;                    /* weight gradients, second moments, softmax normalisers, losses */
+typedef real_t act_t;    /* activations and their gradients */
+typedef real_t weight_t; /* weights and soft prompts */
+typedef real_t logit_t;  /* the head's output */
+typedef real_t stat_t;   /* weight gradients, second moments, softmax normalisers, losses */
 enum { WEIGHT_BYTES = sizeof(weight_t), ON_A_CARD = 0 }; /* of memory for each weight; is this a GPU build? */
 #endif
 
@@ -245,6 +245,16 @@ void softmax_cross_entropy(Device *dev, stat_t *loss, act_t *dlogits, const logi
 /* The k most probable words of each row, best first, the lower id first among equals: logp [rows, k] (=), word (=). */
 void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, size_t rows,
                            size_t vocabulary, size_t k);
+/* On a CPU: the best word of each row [rows] (=), the lower id first among equals: the same as from all logits, but for
+ * up to HEAD_SKETCH_ROWS rows sooner known. -1: all logits are needed to tell. A sketch is a second copy of the head w
+ * in 8 bits; it belongs to w as it was. NULL: there is no memory for it, or the device's logits are not those of fp32. */
+typedef struct HeadSketch HeadSketch;
+enum { HEAD_SKETCH_ROWS = 8 };
+size_t head_sketch_bytes(size_t in, size_t vocabulary);
+HeadSketch *head_sketch_create(Device *dev, const weight_t *w, size_t in, size_t vocabulary);
+void head_sketch_free(HeadSketch *sketch);
+void best_words(Device *dev, int32_t *word, const act_t *x, const weight_t *w, const HeadSketch *sketch, size_t rows,
+                size_t in, size_t vocabulary);
 void scale_forward(Device *dev, act_t *x, float factor, size_t n); /* in place: T5 1.0 scales its logits' input */
 
 /* --- Adafactor. p (+=) [rows, columns], its gradient g, its second moment (+=). */
@@ -434,12 +444,13 @@ typedef struct {
     double temperature, top_p;
     size_t top_k;
     uint64_t seed;
+    bool unscored; /* nobody asks for the scores: greedy decoding is faster without */
 } DecodeSettings;
 
 typedef struct {
     int32_t *ids; /* without start token and EOS */
     size_t length;
-    double score; /* sum of log-probabilities after the length rule */
+    double score; /* sum of log-probabilities after the length rule; NAN of a greedy one that is unscored */
 } Hypothesis;
 
 /* Decodes any number of inputs, longest first, in batches of bounded memory; the results do not depend on the

@@ -308,5 +308,6 @@ static DecodeSettings decode_settings(const Options *o, size_t max_length)
                             .temperature = generate ? option_real(o, OPT_TEMPERATURE) : 1,
                             .top_p = generate ? option_real(o, OPT_TOP_P) : 1,
                             .top_k = generate ? option_size(o, OPT_TOP_K) : 0,
-                            .seed = option_size(o, OPT_SEED)};
+                            .seed = option_size(o, OPT_SEED),
+                            .unscored = !generate || !(option_true(o, OPT_SCORES) || option_true(o, OPT_JSON))};
 }

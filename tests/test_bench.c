@@ -205,6 +205,11 @@ static void test_decoding_is_counted(void)
     /* at 1 kB/s the weights take longer than the arithmetic at 1 MFLOP/s */
     CHECK(fabs(counts.bound - (4 * encoder / 1e3 + 32 * 4 * decoder / 1e3)) < 1e-9 * counts.bound, "%g s",
           counts.bound);
+    /* a sketch's 8 bits, where it is used */
+    const DecodeCase greedy[] = {{"fp32", 1, 8}, {"fp32", 1, 9}, {"bf16", 1, 8}};
+    for (int i = 0; i < 3; i++)
+        CHECK(decode_counts(&bench, &greedy[i]).bytes == 4 * (encoder + 32 * (decoder - (i ? 0 : 0.75 * 6400))),
+              "greedy, case %d", i);
     CHECK(bound_seconds(&bench, "fp32", 1, 5e6, 2e3, 2e3) == 5, "computing is the longer part");
     CHECK(bound_seconds(&bench, "fp32", 1, 1, 4e3, 1e3) == 4, "reading is"); /* at 1 kB/s, as while copying */
     CHECK(bound_seconds(&bench, "fp32", 1, 1, 0, 3e3) == 3, "writing is");

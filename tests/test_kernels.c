@@ -924,6 +924,118 @@ static void test_top_places(void)
     device_close(dev);
 }
 
+/* The best of all logits, computed one row at a time as head_forward does it. */
+static int32_t best_of_all(Device *dev, const real_t *x, const real_t *w, size_t in, size_t n)
+{
+    real_t *logits = allocate(n * sizeof *logits);
+    size_t best = 0;
+    head_forward(dev, logits, x, w, 1, in, n);
+    for (size_t v = 1; v < n; v++)
+        if (logits[v] > logits[best]) best = v;
+    free(logits);
+    return (int32_t)best;
+}
+
+/* Heads whose words are all different; of which many are equal; and whose best are a few roundings apart. */
+typedef enum { ANY_HEAD, EQUAL_WORDS, NEAR_WORDS, HEADS } HeadKind;
+
+static real_t *head_of_kind(HeadKind kind, size_t n, size_t in)
+{
+    real_t *w = numbers(n * in, 310 + kind);
+    for (size_t v = 0; kind == EQUAL_WORDS && v < n; v++) memcpy(w + v * in, w + v % 5 * in, in * sizeof *w);
+    for (size_t v = 1; kind == NEAR_WORDS && v < n; v++)
+        for (size_t k = 0; k < in; k++)
+            w[v * in + k] = w[k] * (1 + (real_t)(v * 7 % 11) * (real_t)UNIT_ROUNDOFF * (real_t)(k % 3));
+    return w;
+}
+
+static void best_words_case(Device *dev, HeadKind kind, size_t n, size_t in)
+{
+    real_t *w = head_of_kind(kind, n, in), *x = numbers(HEAD_SKETCH_ROWS * in, 320 + n);
+    HeadSketch *sketch = head_sketch_create(dev, w, in, n);
+    for (size_t rows = 1; rows <= HEAD_SKETCH_ROWS; rows++) {
+        int32_t word[HEAD_SKETCH_ROWS];
+        best_words(dev, word, x, w, sketch, rows, in, n);
+        for (size_t r = 0; r < rows; r++) {
+            const bool too_many = kind != ANY_HEAD && n > SKETCH_CANDIDATES;
+            const int32_t expected = best_of_all(dev, x + r * in, w, in, n);
+            CHECK(word[r] == expected || (word[r] == -1 && too_many), "kind %d, %zu words of %zu, row %zu: %d, not %d",
+                  kind, n, in, r, word[r], expected);
+        }
+    }
+    head_sketch_free(sketch);
+    free(w), free(x);
+}
+
+static void test_best_words(void)
+{
+    static const size_t words[] = {1, 2, 7, 31, 33, 130, 1003, 5001}, widths[] = {1, 3, 8, 17, 64, 131, 530};
+    Device *dev = kernel_device(3);
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 7; j++)
+            for (HeadKind kind = 0; kind < HEADS; kind++) best_words_case(dev, kind, words[i], widths[j]);
+    device_close(dev);
+}
+
+/* The bounds hold, also for an x that points where the 8 bits err most; and are no wider than 8 bits need: a number
+ * errs by half a step at most, a step is a 127th of a word's largest number, and that is 1 here. 1 %: of rounding. */
+static void test_sketch_bounds(void)
+{
+    enum { N = 77, IN = 131 };
+    Device *dev = kernel_device(1);
+    real_t *w = numbers(N * IN, 330), *upper = allocate(N * 2 * sizeof *upper), lower[4], x[IN + 16] = {0};
+    HeadSketch *s = head_sketch_create(dev, w, IN, N);
+    CHECK(s->blocks <= 4 + N / SKETCH_WORDS && s->groups * SKETCH_GROUP < IN + 16, "%zu blocks", s->blocks);
+    for (size_t aim = 0; aim < N; aim++) {
+        const real_t step = s->step[aim];
+        double squares = 0, logit = 0;
+        for (size_t k = 0; k < IN; k++) {
+            x[k] = w[aim * IN + k] - step * (real_t)rint((double)(w[aim * IN + k] / step));
+            squares += (double)x[k] * (double)x[k];
+            logit += (double)x[k] * (double)w[aim * IN + k];
+        }
+        const real_t length = (real_t)(sqrt(squares) * (1 + 8 * UNIT_ROUNDOFF));
+        const size_t block = aim / SKETCH_WORDS;
+        HeadSketch one = *s; /* this block alone: its results then lie where the first one's would */
+        one.q += block * s->groups * SKETCH_VECTORS, one.step += block * SKETCH_WORDS,
+            one.error += block * SKETCH_WORDS, one.blocks = 1;
+        for (size_t j = 0; j < SKETCH_WORDS; j++) upper[j] = 0;
+        sketch_block(&one, 0, upper, lower, x, &length, 1);
+        const double error = (double)one.error[aim % SKETCH_WORDS] * (double)length;
+        CHECK(logit <= (double)upper[aim % SKETCH_WORDS], "word %zu: %.9g is above %.9g", aim, logit,
+              (double)upper[aim % SKETCH_WORDS]);
+        CHECK(error <= 1.01 * sqrt(IN) * 0.5 / 127 * (double)length, "word %zu: %.9g is wide", aim, error);
+    }
+    head_sketch_free(s);
+    free(w), free(upper);
+    device_close(dev);
+}
+
+/* What a sketch cannot tell it leaves open: too many equal words, numbers that are none, in w or x. */
+static void test_best_words_left_open(void)
+{
+    enum { N = SKETCH_CANDIDATES + 100, IN = 24 };
+    Device *dev = kernel_device(2);
+    real_t *w = numbers(N * IN, 340), *x = numbers(2 * IN, 341);
+    for (int kind = 0; kind < 5; kind++) {
+        real_t *head = copy_of(w, N * IN), *rows = copy_of(x, 2 * IN);
+        const int32_t second = best_of_all(dev, x + IN, w, IN, N);
+        int32_t word[2];
+        if (kind == 0) memset(rows, 0, IN * sizeof *rows);
+        if (kind == 1) rows[3] = NAN;
+        if (kind == 2) rows[3] = INFINITY;
+        if (kind == 3) head[300 * IN + 5] = NAN;
+        if (kind == 4) head[300 * IN + 5] = INFINITY;
+        HeadSketch *sketch = head_sketch_create(dev, head, IN, N);
+        best_words(dev, word, rows, head, sketch, 2, IN, N);
+        CHECK(word[0] == -1 && word[1] == (kind < 3 ? second : -1), "kind %d: %d, %d", kind, word[0], word[1]);
+        head_sketch_free(sketch);
+        free(head), free(rows);
+    }
+    free(w), free(x);
+    device_close(dev);
+}
+
 static void test_scale_forward(void)
 {
     Device *dev = kernel_device(2);
@@ -1355,6 +1467,9 @@ static const Test tests[] = {
     {"top_log_probabilities", test_top_log_probabilities},
     {"top_orders", test_top_orders},
     {"top_places", test_top_places},
+    {"best_words", test_best_words},
+    {"sketch_bounds", test_sketch_bounds},
+    {"best_words_left_open", test_best_words_left_open},
     {"scale_forward", test_scale_forward},
     {"adafactor", test_adafactor},
     {"adafactor_worked_whole", test_adafactor_worked_whole},
