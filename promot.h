@@ -247,7 +247,7 @@ void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit
                            size_t vocabulary, size_t k);
 /* On a CPU: the best word of each row [rows] (=), the lower id first among equals: the same as from all logits, but for
  * up to HEAD_SKETCH_ROWS rows sooner known. -1: all logits are needed to tell. A sketch is a second copy of the head w
- * in 8 bits; it belongs to w as it was. NULL: there is no memory for it, or the device's logits are not those of fp32. */
+ * in 8 bits; it belongs to w as it was. NULL: there is no memory for it, or the device's logits are not fp32's. */
 typedef struct HeadSketch HeadSketch;
 enum { HEAD_SKETCH_ROWS = 8 };
 size_t head_sketch_bytes(size_t in, size_t vocabulary);
