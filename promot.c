@@ -3423,7 +3423,7 @@ typedef struct {
 /* The head's logits exist for so many bytes' worth of rows at a time. Fewer rows would go through its weights and their
  * gradient more often; more rows would only take memory. A card, whose products want many rows and whose memory is
  * filled by other things, takes more. */
-static const size_t LOGITS_BYTES = ON_A_CARD ? (size_t)2 << 30 : (size_t)128 << 20;
+static const size_t LOGITS_BYTES = ON_A_CARD ? (size_t)2 << 30 : (size_t)256 << 20;
 
 static size_t logits_rows(const T5Config *c, size_t rows)
 {
@@ -3499,12 +3499,16 @@ static void layout_pass(Arena *arena, Pass *pass, const T5Config *c, size_t Ns, 
     pass->hidden = arena_take(arena, N * F, sizeof(act_t));
     if (kind == PASS_ENCODE) return;
     layout_decoder(arena, pass, c, Nt, Ns);
+    pass->loss = arena_take(arena, Nt, sizeof(stat_t));
+    /* The head is done with its logits when the backward pass first writes one of its own buffers: one place for both. */
+    const size_t shared_place = arena->used;
     pass->logits_rows = logits_rows(c, Nt);
     pass->logits = arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(logit_t));
     pass->dlogits = sizeof(act_t) == sizeof(logit_t)
                         ? (act_t *)pass->logits
                         : arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(act_t));
-    pass->loss = arena_take(arena, Nt, sizeof(stat_t));
+    const size_t logits_end = arena->used;
+    arena->used = shared_place;
     pass->dx = arena_take(arena, N * D, sizeof(act_t));
     pass->dencoder = arena_take(arena, Ns * D, sizeof(act_t));
     pass->dbranch = arena_take(arena, N * D, sizeof(act_t));
@@ -3513,6 +3517,7 @@ static void layout_pass(Arena *arena, Pass *pass, const T5Config *c, size_t Ns, 
     pass->dattended = arena_take(arena, N * I, sizeof(act_t));
     pass->dhidden = arena_take(arena, N * F, sizeof(act_t));
     pass->dmlp = arena_take(arena, N * mlp_width(c), sizeof(act_t));
+    arena->used = max_size(arena->used, logits_end);
 }
 
 /* The bytes that a pass over so many rows needs. */
