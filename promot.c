@@ -389,6 +389,14 @@ void device_close(Device *dev)
     free(dev);
 }
 
+/* How many threads a kernel with so much to do takes: below some ten microseconds of work, waking the others costs more
+ * than it brings. work: multiply-adds, or numbers that are read and written. */
+static int threads_for(const Device *dev, size_t work)
+{
+    enum { SMALL_WORK = 64 << 10 };
+    return work < SMALL_WORK ? 1 : dev->threads;
+}
+
 int device_threads(const Device *dev)
 {
     return dev->threads;
@@ -536,7 +544,8 @@ void stats_download(Device *dev, float *host, const stat_t *from, size_t n)
 void embedding_forward(Device *dev, act_t *out, const weight_t *table, const weight_t *prompts, const int32_t *ids,
                        size_t rows, size_t width)
 {
-#pragma omp parallel for num_threads(dev->threads)
+    const int threads = threads_for(dev, rows * width);
+#pragma omp parallel for num_threads(threads)
     for (size_t r = 0; r < rows; r++) {
         const weight_t *from = ids[r] >= 0 ? table + (size_t)ids[r] * width : prompts + (size_t)(-1 - ids[r]) * width;
         memcpy(out + r * width, from, width * sizeof *out);
@@ -595,7 +604,8 @@ static void for_each_piece(Device *dev, RowKernel *kernel, const Operands *opera
 {
     const size_t width = operands->width;
     const size_t down = ceil_div(seqs->longest, PIECE_ROWS), across = ceil_div(width, PIECE_COLUMNS);
-#pragma omp parallel for schedule(dynamic) num_threads(dev->threads)
+    const int threads = threads_for(dev, seqs->rows * width);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (size_t piece = 0; piece < seqs->count * down * across; piece++) {
         real_t factor[PIECE_COLUMNS] __attribute__((aligned(64)));
         const size_t b = piece / (down * across), length = (size_t)seqs->length[b];
@@ -649,7 +659,8 @@ void residual_backward(Device *dev, act_t *dbranch, const act_t *dout, const Seq
 void rmsnorm_forward(Device *dev, act_t *y, stat_t *rstd, const act_t *x, const weight_t *scale, size_t rows,
                      size_t width, float epsilon)
 {
-#pragma omp parallel for num_threads(dev->threads)
+    const int threads = threads_for(dev, rows * width);
+#pragma omp parallel for num_threads(threads)
     for (size_t row = 0; row < rows; row++) {
         const act_t *in = x + row * width;
         act_t *out = y + row * width;
@@ -1138,13 +1149,12 @@ enum { TILE_ROWS = 4, TILE_VECTORS = LANES == 2 ? 2 : 3 };
 #endif
 enum {
     TILE_COLUMNS = TILE_VECTORS * LANES,
-    DEPTH_BLOCK = 512,        /* the depth of a panel */
-    SLICE = 64,               /* the depth that is packed at a time */
-    HELD_ROWS = 1536,         /* of the shared operand at a time: a multiple of both panel widths */
-    HELD_ELEMENTS = 2 << 20,  /* of the shared operand at a time: 8 MB */
-    CHUNK_ROWS = 96,          /* of the streamed operand at a time: a multiple of both panel widths */
-    FEW_QUERIES = 8,          /* up to here a block's product reads its operands in place */
-    SMALL_PRODUCT = 64 << 10, /* multiply-adds below which waking other threads costs more than it brings */
+    DEPTH_BLOCK = 512,       /* the depth of a panel */
+    SLICE = 64,              /* the depth that is packed at a time */
+    HELD_ROWS = 1536,        /* of the shared operand at a time: a multiple of both panel widths */
+    HELD_ELEMENTS = 2 << 20, /* of the shared operand at a time: 8 MB */
+    CHUNK_ROWS = 96,         /* of the streamed operand at a time: a multiple of both panel widths */
+    FEW_QUERIES = 8,         /* up to here a block's product reads its operands in place */
 };
 
 #define UNROLLED _Pragma("GCC unroll 16")
@@ -1621,7 +1631,7 @@ static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_
     const bool hold_b = n <= m;
     const Side side_a = {a, m, TILE_ROWS}, side_b = {b, n, TILE_COLUMNS};
     const Side hold = hold_b ? side_b : side_a, stream = hold_b ? side_a : side_b;
-    const int threads = m * n * depth < SMALL_PRODUCT ? 1 : dev->threads;
+    const int threads = threads_for(dev, m * n * depth);
     const size_t held_rows = min_size(HELD_ROWS, round_up(hold.rows, hold.width));
     const size_t held_depth = HELD_ELEMENTS / held_rows / DEPTH_BLOCK * DEPTH_BLOCK; /* at least one DEPTH_BLOCK */
     /* Small chunks where there would be too few for the threads, but never less than a panel. */
@@ -1785,7 +1795,7 @@ ALWAYS_INLINE void few_rows_tile(real_t *y, size_t y_row, Operand x, Operand w, 
 static void few_rows_forward(Device *dev, real_t *y, Operand x, Operand w, size_t rows, size_t in, size_t out)
 {
     const bool bf16 = dev->precision == MATMUL_BF16;
-    const int threads = rows * in * out < SMALL_PRODUCT ? 1 : dev->threads;
+    const int threads = threads_for(dev, rows * in * out);
     /* A processor foresees how a stream goes on, one in each page of 4 KB: where rows are shorter it must be told. */
     const size_t ahead = in * sizeof(real_t) < 4096 ? FEW_COLUMNS * in : 0;
     if (bf16) {
@@ -2539,7 +2549,7 @@ void attention_cached_forward(Device *dev, act_t *out, const act_t *cache, const
 {
     (void)buckets;
     const size_t size = attention_scratch_size(d_kv);
-    const int threads = rows * steps * heads * d_kv < SMALL_PRODUCT ? 1 : dev->threads;
+    const int threads = threads_for(dev, rows * steps * heads * d_kv);
     real_t *const memory = device_scratch(dev, (size_t)threads * size * sizeof *memory);
 #pragma omp parallel for num_threads(threads)
     for (size_t task = 0; task < rows * heads; task++) {
