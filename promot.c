@@ -539,6 +539,42 @@ void stats_download(Device *dev, float *host, const stat_t *from, size_t n)
     numbers_to_floats(dev, host, from, n);
 }
 
+/* Whatever is asked for is done at once here, so it is always there. */
+struct Readback {
+    char *memory;
+};
+
+Readback *readback_create(Device *dev, size_t bytes)
+{
+    Readback *readback = calloc(1, sizeof *readback);
+    (void)dev;
+    if (readback && (readback->memory = malloc(bytes))) return readback;
+    free(readback);
+    return NULL;
+}
+
+void readback_free(Readback *readback)
+{
+    if (readback) free(readback->memory);
+    free(readback);
+}
+
+void readback_copy(Readback *readback, size_t at, const void *from, size_t bytes)
+{
+    memcpy(readback->memory + at, from, bytes);
+}
+
+bool readback_is_there(const Readback *readback)
+{
+    (void)readback;
+    return true;
+}
+
+const void *readback_wait(Readback *readback)
+{
+    return readback->memory;
+}
+
 /* ----------------------------------------------------------------------------------------------------------------
  * Embedding: out[r] = table[ids[r]]. T5 does not multiply by sqrt(D). A negative id is a row of a soft prompt. */
 void embedding_forward(Device *dev, act_t *out, const weight_t *table, const weight_t *prompts, const int32_t *ids,
@@ -1084,10 +1120,10 @@ void rows_sum_of_squares(Device *dev, stat_t *out, const weight_t *x, size_t row
 
 /* ----------------------------------------------------------------------------------------------------------------
  * Measuring. */
-double dot_product(Device *dev, const stat_t *a, const stat_t *b, size_t n)
+void dot_product(Device *dev, double *dot, const stat_t *a, const stat_t *b, size_t n)
 {
     const size_t block = 65536, blocks = ceil_div(n, block);
-    double *partial = device_scratch(dev, blocks * sizeof *partial), dot = 0;
+    double *partial = device_scratch(dev, blocks * sizeof *partial);
 #pragma omp parallel for num_threads(dev->threads)
     for (size_t k = 0; k < blocks; k++) {
         const size_t last = min_size((k + 1) * block, n);
@@ -1096,8 +1132,8 @@ double dot_product(Device *dev, const stat_t *a, const stat_t *b, size_t n)
         for (size_t i = k * block; i < last; i++) sum += (double)a[i] * (double)b[i];
         partial[k] = sum;
     }
-    for (size_t k = 0; k < blocks; k++) dot += partial[k];
-    return dot;
+    *dot = 0;
+    for (size_t k = 0; k < blocks; k++) *dot += partial[k];
 }
 /* ----------------------------------------------------------------------------------------------------------------
  * Matrix multiplication
@@ -3775,6 +3811,7 @@ typedef struct {
     stat_t *bias[2];    /* handed over: of the encoder's and decoder's relative bias, to which all layers add */
     stat_t *embedding;  /* [n_touched, D]: see Batch */
     stat_t *prompts;    /* [count * length, D], or NULL */
+    double *square;     /* [1], with prompts: of their gradient's norm */
     stat_t *adapters;   /* of a LoRA that is trained, [n_adapters] in its order, or NULL: see lora_gradient */
     void (*finished)(void *context, const Tensor *tensor, const stat_t *gradient);
     void *context;
@@ -4020,14 +4057,13 @@ static void head_forward_backward(Pass *pass, const LossSettings *settings, cons
     }
 }
 
-/* The loss of a prepared pass, summed over its target tokens; with `grads` also all gradients. T5X: losses.py. */
-static double t5_loss(Pass *pass, const LossSettings *settings, const Gradients *grads)
+/* The whole of a prepared pass: leaves the loss of each target token in pass->loss and, with `grads`, makes all
+ * gradients. */
+static void t5_forward_backward(Pass *pass, const LossSettings *settings, const Gradients *grads)
 {
     const Model *model = pass->model;
     const T5Config *c = &model->config;
     const Batch *batch = pass->batch;
-    float *losses = host_alloc(batch->target.rows, sizeof *losses);
-    double loss = 0;
 
     t5_forward(pass);
     if (grads && gradient_wanted(grads, model, model->shared, 1) && !c->tied_head)
@@ -4046,8 +4082,17 @@ static double t5_loss(Pass *pass, const LossSettings *settings, const Gradients 
         stack_backward(pass, grads, &model->encoder, pass->dencoder);
         gradient_finished(grads, model, model->shared, 1);
     }
-    stats_download(model->dev, losses, pass->loss, batch->target.rows);
-    for (size_t i = 0; i < batch->target.rows; i++) loss += losses[i];
+}
+
+/* The same, and the loss summed over the target tokens. T5X: losses.py. */
+static double t5_loss(Pass *pass, const LossSettings *settings, const Gradients *grads)
+{
+    const size_t rows = pass->batch->target.rows;
+    float *losses = host_alloc(rows, sizeof *losses);
+    double loss = 0;
+    t5_forward_backward(pass, settings, grads);
+    stats_download(pass->model->dev, losses, pass->loss, rows);
+    for (size_t i = 0; i < rows; i++) loss += losses[i];
     free(losses);
     return loss;
 }
@@ -4742,7 +4787,9 @@ static void gradients_layout(Arena *arena, Gradients *grads, const T5Config *c, 
         }
         grads->embedding = arena_take(arena, plan->n_touched * c->d_model, sizeof(stat_t));
     }
-    if (plan->prompts) grads->prompts = arena_take(arena, n_prompt_rows * c->d_model, sizeof(stat_t));
+    if (!plan->prompts) return;
+    grads->prompts = arena_take(arena, n_prompt_rows * c->d_model, sizeof(stat_t));
+    grads->square = arena_take(arena, 1, sizeof *grads->square);
 }
 
 static int gradients_create(Gradients *grads, char **memory, const Model *model, const GradientPlan *plan,
@@ -5938,6 +5985,26 @@ typedef struct {
     LossSettings loss;
 } Stage;
 
+typedef struct {
+    int64_t step;                /* from 0 */
+    double loss;                 /* T5X: summed over target tokens (and divided by the normalising factor) */
+    size_t targets;              /* target tokens */
+    size_t tokens;               /* source and target tokens, prompts not counted */
+    double prompt_gradient_norm; /* of the trained prompts; 0 when they are not */
+} StepResult;
+
+/* A step that the device was asked for. What it leaves for the host is on its way: the squared norm of the prompts'
+ * gradient (a double, if they are trained), then the loss of each target token. */
+typedef struct {
+    StepResult result; /* as far as it is known before */
+    Readback *readback;
+    size_t capacity; /* target tokens */
+} QueuedStep;
+
+/* While a card computes one step, the host reads the next batch and asks for its step, and then only waits for the
+ * loss of the first: the card finds its work there when it is done, and the host is never more than this ahead. */
+enum { QUEUED_STEPS = 2 };
+
 /* The memory that training one stage works in. */
 typedef struct {
     Adafactor adafactor;
@@ -5946,14 +6013,9 @@ typedef struct {
     char *gradient_memory;
     Batch batch;
     Pass pass;
+    QueuedStep queued[QUEUED_STEPS]; /* a ring: the oldest is first_queued */
+    size_t first_queued, n_queued;
 } Trainer;
-
-typedef struct {
-    double loss;                 /* T5X: summed over target tokens (and divided by the normalising factor) */
-    size_t targets;              /* target tokens */
-    size_t tokens;               /* source and target tokens, prompts not counted */
-    double prompt_gradient_norm; /* of the trained prompts; 0 when they are not */
-} StepResult;
 
 static void trainer_free(Trainer *t)
 {
@@ -5961,6 +6023,7 @@ static void trainer_free(Trainer *t)
     device_free(t->gradient_memory);
     batch_free(&t->batch);
     pass_free(&t->pass);
+    for (size_t i = 0; i < QUEUED_STEPS; i++) readback_free(t->queued[i].readback);
 }
 
 /* Gives the gradients their memory; again, when a batch touches more embedding rows than any before. Between two steps
@@ -5981,7 +6044,18 @@ static int trainer_make_room(Trainer *t, const Model *model, const Prompts *prom
     return 0;
 }
 
-/* most_rows: of the embedding, that a batch is expected to touch. keep: micro-batches smaller than the batch. */
+/* Room for the losses of so many target tokens, once what was there before is taken. */
+static int queued_step_make_room(QueuedStep *queued, Device *dev, size_t targets, Error *error)
+{
+    if (queued->readback && targets <= queued->capacity) return 0;
+    readback_free(queued->readback);
+    queued->capacity = targets;
+    queued->readback = readback_create(dev, sizeof(double) + targets * sizeof(stat_t));
+    return queued->readback ? 0 : error_set(error, EXIT_FAILED, "memory: no room for the losses of a batch");
+}
+
+/* most_rows: both sides of the largest batch that is expected, and so all that it touches of the embedding. keep:
+ * micro-batches smaller than the batch. */
 static int trainer_create(Trainer *t, const Model *model, const Prompts *prompts, const Stage *stage, size_t most_rows,
                           bool keep, Error *error)
 {
@@ -5994,27 +6068,42 @@ static int trainer_create(Trainer *t, const Model *model, const Prompts *prompts
                          stage->trains_prompts ? &stage->prompt : NULL, stage->trains_lora ? &stage->lora : NULL,
                          error))
         return -1;
-    if (trainer_make_room(t, model, prompts, most_rows, error)) {
-        trainer_free(t);
-        return -1;
-    }
-    return 0;
+    int status = trainer_make_room(t, model, prompts, most_rows, error);
+    for (size_t i = 0; !status && i < QUEUED_STEPS; i++)
+        status = queued_step_make_room(&t->queued[i], model->dev, most_rows, error);
+    if (status) trainer_free(t);
+    return status;
 }
 
-/* One optimizer step on one batch, in micro-batches that end in the same update. key: of this step's dropout. */
-static int train_step(Trainer *t, const Model *model, const Prompts *prompts, const Stage *stage,
-                      const TokenExample *examples, size_t count, size_t micro, int64_t step, uint64_t key,
-                      bool dropout_shared, StepResult *result, Error *error)
+/* A place for what the next step leaves. */
+static int trainer_queue(Trainer *t, const Model *model, const TokenExample *examples, size_t count, int64_t step,
+                         Error *error)
+{
+    QueuedStep *queued = &t->queued[(t->first_queued + t->n_queued) % QUEUED_STEPS];
+    queued->result = (StepResult){.step = step};
+    for (size_t i = 0; i < count; i++) {
+        queued->result.targets += examples[i].target_length;
+        queued->result.tokens += examples[i].input_length + examples[i].target_length;
+    }
+    return queued_step_make_room(queued, model->dev, queued->result.targets, error);
+}
+
+/* Asks for one optimizer step on one batch, in micro-batches that end in the same update. key: of this step's dropout.
+ * Its result is train_step_result's to take; at most QUEUED_STEPS may wait for that. */
+static int train_step_queue(Trainer *t, const Model *model, const Prompts *prompts, const Stage *stage,
+                            const TokenExample *examples, size_t count, size_t micro, int64_t step, uint64_t key,
+                            bool dropout_shared, Error *error)
 {
     const Prompts *attached = stage->uses_prompts ? prompts : NULL;
     const int32_t no_rows[1] = {0};
-    size_t n_touched = 0;
+    size_t n_touched = 0, losses_at = sizeof(double);
     int32_t *touched = NULL;
-    int status = 0;
+    int status = trainer_queue(t, model, examples, count, step, error);
+    Readback *readback = t->queued[(t->first_queued + t->n_queued) % QUEUED_STEPS].readback;
     bool by_rows = t->adafactor.embedding_by_rows;
-    memset(result, 0, sizeof *result);
     if (by_rows) touched = touched_ids(&model->config, examples, count, &n_touched);
-    if (n_touched > t->plan.n_touched) status = trainer_make_room(t, model, prompts, n_touched + n_touched / 4, error);
+    if (!status && n_touched > t->plan.n_touched)
+        status = trainer_make_room(t, model, prompts, n_touched + n_touched / 4, error);
     t->pass.recomputed = stage->recomputed;
     t->pass.dropout = stage->dropout;
     t->pass.dropout_shared = dropout_shared;
@@ -6028,23 +6117,43 @@ static int train_step(Trainer *t, const Model *model, const Prompts *prompts, co
         if (status) break;
         if (first == 0) adafactor_begin_step(&t->adafactor, step, &t->batch);
         t->grads.accumulate = first > 0;
-        result->loss += t5_loss(&t->pass, &stage->loss, &t->grads);
-        result->targets += t->batch.target.rows;
-        for (size_t i = 0; i < n; i++)
-            result->tokens += examples[first + i].input_length + examples[first + i].target_length;
-        if (!isfinite(result->loss))
-            status = error_set(error, EXIT_FAILED,
-                               "training: the loss of step %lld is not a number (a smaller learning rate may help; "
-                               "what was saved before stays good)",
-                               (long long)step + 1);
+        t5_forward_backward(&t->pass, &stage->loss, &t->grads);
+        readback_copy(readback, losses_at, t->pass.loss, t->batch.target.rows * sizeof(stat_t));
+        losses_at += t->batch.target.rows * sizeof(stat_t);
     }
     if (!status && stage->trains_prompts) {
-        size_t n = prompts->count * prompts->length * model->config.d_model;
-        result->prompt_gradient_norm = sqrt(dot_product(model->dev, t->grads.prompts, t->grads.prompts, n));
+        dot_product(model->dev, t->grads.square, t->grads.prompts, t->grads.prompts,
+                    prompts->count * prompts->length * model->config.d_model);
+        readback_copy(readback, 0, t->grads.square, sizeof *t->grads.square);
     }
     if (!status) adafactor_update_kept(&t->adafactor, &t->grads, prompts);
+    if (!status) t->n_queued++;
     free(touched);
     return status;
+}
+
+/* Is the result of the oldest queued step there? */
+static bool train_step_is_done(const Trainer *t)
+{
+    return t->n_queued && readback_is_there(t->queued[t->first_queued].readback);
+}
+
+/* Takes it, and waits for it if it must. */
+static int train_step_result(Trainer *t, const Stage *stage, StepResult *result, Error *error)
+{
+    const QueuedStep *queued = &t->queued[t->first_queued];
+    const double *square = readback_wait(queued->readback);
+    const stat_t *losses = (const stat_t *)(square + 1);
+    *result = queued->result;
+    for (size_t i = 0; i < result->targets; i++) result->loss += losses[i];
+    if (stage->trains_prompts) result->prompt_gradient_norm = sqrt(*square);
+    t->first_queued = (t->first_queued + 1) % QUEUED_STEPS;
+    t->n_queued--;
+    if (isfinite(result->loss)) return 0;
+    return error_set(error, EXIT_FAILED,
+                     "training: the loss of step %lld is not a number (a smaller learning rate may help; what was "
+                     "saved before stays good)",
+                     (long long)result->step + 1);
 }
 
 /* --- what it will cost, told before it begins */
@@ -6117,6 +6226,7 @@ static size_t recomputed_to_save(const T5Config *c, size_t source_rows, size_t t
 typedef struct {
     bool quiet, terminal;
     double begun, last; /* seconds_now() */
+    double since;       /* a step's time begins where that of the step before it ended, or a checkpoint behind that */
     int64_t first;      /* steps that were done before (a resumed run) */
 } Progress;
 
@@ -6124,7 +6234,8 @@ enum { PROGRESS_SECONDS = 10, BAR_WIDTH = 24 };
 
 static Progress progress_begin(bool quiet, int64_t first)
 {
-    return (Progress){.quiet = quiet, .terminal = isatty(STDERR_FILENO), .begun = seconds_now(), .first = first};
+    double now = seconds_now();
+    return (Progress){.quiet = quiet, .terminal = isatty(STDERR_FILENO), .begun = now, .since = now, .first = first};
 }
 
 /* Is it time to show something? Always at the end. */
@@ -6431,7 +6542,7 @@ static int log_step(Run *run, const StepResult *result, double learning_rate, do
 {
     cJSON *record = cJSON_CreateObject();
     cJSON_AddStringToObject(record, "stage", run->stages[run->stage].name);
-    cJSON_AddNumberToObject(record, "step", (double)run->step);
+    cJSON_AddNumberToObject(record, "step", (double)result->step + 1);
     cJSON_AddNumberToObject(record, "loss",
                             result->loss / run->stages[run->stage].loss.scale / (double)result->targets);
     cJSON_AddNumberToObject(record, "loss_sum", result->loss);
@@ -6683,36 +6794,55 @@ static int run_keep(const Run *run, Error *error)
     return status;
 }
 
-static int run_one_step(Run *run, Trainer *trainer, Progress *progress, Error *error)
+/* Reads the next batch and asks for its step. */
+static int run_queue_step(Run *run, Trainer *trainer, Error *error)
 {
     const Stage *stage = &run->stages[run->stage];
     TokenExample *examples = host_alloc(run->batch, sizeof *examples);
     uint64_t key = random_fold(random_fold(run->seed, run->stage + 1), (uint64_t)run->step);
-    double begun = seconds_now(), seconds,
-           rate = learning_rate_at(stage->trains_model  ? &stage->model
-                                   : stage->trains_lora ? &stage->lora
-                                                        : &stage->prompt,
-                                   run->step);
-    StepResult result;
     int status = 0;
     for (size_t b = 0; !status && b < run->batch; b++)
         status = source_get(&run->source, (size_t)run->step * run->batch + b, &examples[b], error);
     if (!status)
-        status = train_step(trainer, run->model, &run->prompts, stage, examples, run->batch, run->micro, run->step, key,
-                            run->dropout_shared, &result, error);
+        status = train_step_queue(trainer, run->model, &run->prompts, stage, examples, run->batch, run->micro,
+                                  run->step, key, run->dropout_shared, error);
     for (size_t b = 0; b < run->batch; b++) token_example_free(&examples[b]);
     free(examples);
-    if (status) return -1;
-    run->step++;
-    seconds = seconds_now() - begun;
-    if (progress_due(progress, run->step, stage->steps)) {
+    if (!status) run->step++;
+    return status;
+}
+
+/* Takes the result of the oldest step that was asked for, shows it and logs it. */
+static int run_take_result(Run *run, Trainer *trainer, Progress *progress, Error *error)
+{
+    const Stage *stage = &run->stages[run->stage];
+    const AdafactorSettings *settings = stage->trains_model  ? &stage->model
+                                        : stage->trains_lora ? &stage->lora
+                                                             : &stage->prompt;
+    StepResult result;
+    double rate, now, seconds;
+    if (train_step_result(trainer, stage, &result, error)) return -1;
+    rate = learning_rate_at(settings, result.step);
+    now = seconds_now();
+    seconds = now - progress->since;
+    progress->since = now;
+    if (progress_due(progress, result.step + 1, stage->steps)) {
         char *detail = text_format("loss %.4f  lr %.3g  %.3f s/step  %.0f tokens/s",
                                    result.loss / stage->loss.scale / (double)result.targets, rate, seconds,
                                    (double)result.tokens / seconds);
-        progress_show(progress, stage->name, run->step, stage->steps, detail);
+        progress_show(progress, stage->name, result.step + 1, stage->steps, detail);
         free(detail);
     }
     return log_step(run, &result, rate, seconds, error);
+}
+
+/* Takes results that are there; of all steps, when training pauses to save or to evaluate what they left. */
+static int run_take_results(Run *run, Trainer *trainer, bool all, Progress *progress, Error *error)
+{
+    int status = 0;
+    while (!status && trainer->n_queued && (all || trainer->n_queued == QUEUED_STEPS || train_step_is_done(trainer)))
+        status = run_take_result(run, trainer, progress, error);
+    return status;
 }
 
 /* The key of the order in which a stage sees its examples. */
@@ -6741,17 +6871,20 @@ static int run_stage(Run *run, bool restore, Error *error)
     if (!status) adafactor_measure_weights(&trainer.adafactor);
     if (!status && run->step == 0 && probe_is_due(run, true)) status = run_probe(run, &progress, error);
     while (!status && run->step < stage->steps) {
-        bool checkpoint;
-        status = run_one_step(run, &trainer, &progress, error);
+        bool checkpoint, probe, save;
+        status = run_queue_step(run, &trainer, error);
         checkpoint = run->step % stage->checkpoint_every == 0 || run->step == stage->steps;
+        probe = probe_is_due(run, checkpoint);
+        save = checkpoint || run->step % run->save_every == 0;
+        if (!status) status = run_take_results(run, &trainer, probe || save, &progress, error);
         if (!status && checkpoint) status = run_checkpoint(run, &trainer, &progress, error);
         if (!status && checkpoint && run->keep_checkpoints) status = run_keep(run, error);
-        if (!status && probe_is_due(run, checkpoint)) {
+        if (!status && probe) {
             pass_free(&trainer.pass); /* room for decoding */
             status = run_probe(run, &progress, error);
         }
-        if (!status && (checkpoint || run->step % run->save_every == 0))
-            status = run_save(run, &trainer.adafactor, error);
+        if (!status && save) status = run_save(run, &trainer.adafactor, error);
+        if (probe || save) progress.since = seconds_now();
     }
     trainer_free(&trainer);
     if (status) return -1;
@@ -6991,6 +7124,7 @@ typedef struct {
     size_t n_rows;
     Gradients full, format;
     char *full_memory, *format_memory;
+    double *products; /* [3], of one tensor */
     Batch batch;
     Pass pass;
     Alignment *out;
@@ -7000,9 +7134,14 @@ typedef struct {
 static void alignment_add(const Aligner *a, Module module, const stat_t *full, const stat_t *format, size_t n)
 {
     Device *dev = a->model->dev;
-    a->out->dot[module] += dot_product(dev, full, format, n);
-    a->out->full_square[module] += dot_product(dev, full, full, n);
-    a->out->format_square[module] += dot_product(dev, format, format, n);
+    double products[3];
+    dot_product(dev, &a->products[0], full, format, n);
+    dot_product(dev, &a->products[1], full, full, n);
+    dot_product(dev, &a->products[2], format, format, n);
+    device_download(dev, products, a->products, sizeof products);
+    a->out->dot[module] += products[0];
+    a->out->full_square[module] += products[1];
+    a->out->format_square[module] += products[2];
 }
 
 /* Compares a tensor's format gradient with its kept full one. It is a Gradients' `finished`. */
@@ -7085,11 +7224,14 @@ int alignment(const Model *model, const Prompts *prompts, const TokenExample *fu
         a.format.finished = alignment_add_tensor;
         a.format.context = &a;
     }
+    if (!status && !(a.products = device_alloc(3 * sizeof *a.products)))
+        status = error_set(error, EXIT_FAILED, "memory: no room for the products of two gradients");
     if (!status) status = alignment_gradient(&a, full, count, micro, &a.full, error);
     if (!status) status = alignment_gradient(&a, format, count, micro, &a.format, error);
     if (!status) alignment_finish(&a);
     device_free(a.full_memory);
     device_free(a.format_memory);
+    device_free(a.products);
     batch_free(&a.batch);
     pass_free(&a.pass);
     free(a.rows);

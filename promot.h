@@ -86,6 +86,16 @@ void logits_download(Device *dev, float *host, const logit_t *from, size_t n);
 void stats_upload(Device *dev, stat_t *to, const float *host, size_t n);
 void stats_download(Device *dev, float *host, const stat_t *from, size_t n);
 
+/* A download waits for the device. What a training step leaves for the host is copied in its turn instead, into host
+ * memory of its own, and looked at when it is there: the next step has been asked for by then. */
+typedef struct Readback Readback;
+
+Readback *readback_create(Device *dev, size_t bytes); /* NULL when there is no memory */
+void readback_free(Readback *readback);
+void readback_copy(Readback *readback, size_t at, const void *from, size_t bytes); /* raw bytes, to offset `at` */
+bool readback_is_there(const Readback *readback); /* all that was asked for; does not wait */
+const void *readback_wait(Readback *readback);    /* until it is there; stays valid until the next copy */
+
 /* ================================================================================================================
  * The seam: what kernels are told */
 
@@ -267,8 +277,8 @@ void adafactor_update_rows(Device *dev, weight_t *p, const stat_t *g, const int3
                            const SecondMoment *moment, size_t rows, size_t columns, const AdafactorStep *step);
 void rows_sum_of_squares(Device *dev, stat_t *out, const weight_t *x, size_t rows, size_t columns); /* out [rows] (=) */
 
-/* --- measuring. The sums run in double, in a fixed order. */
-double dot_product(Device *dev, const stat_t *a, const stat_t *b, size_t n);
+/* --- measuring. The sum runs in double, in a fixed order. dot [1] (=), in device memory. */
+void dot_product(Device *dev, double *dot, const stat_t *a, const stat_t *b, size_t n);
 
 /* ================================================================================================================
  * The engine: the model (chapter 3)

@@ -483,7 +483,7 @@ static void run_sum_of_squares(const KernelRun *k, void *const *o)
 
 static void run_dot_product(const KernelRun *k, void *const *o)
 {
-    dot_product(k->dev, o[0], o[1], k->kernel->rows * k->kernel->in);
+    dot_product(k->dev, o[0], o[1], o[2], k->kernel->rows * k->kernel->in);
 }
 
 static void add_weights(KernelList *list)
@@ -520,6 +520,7 @@ static void add_weights(KernelList *list)
     operand_out(k, STATS, V);
     operand_in(k, EXACT_WEIGHTS, V * D);
     k = kernel_add(list, "dot product", run_dot_product, F, D, 0, (double)(2 * F * D));
+    operand_out(k, STATS, sizeof(double) / sizeof(stat_t));
     operand_in(k, STATS, F * D);
     operand_in(k, STATS, F * D);
 }

@@ -79,22 +79,27 @@ static StepCounts step_counts(const T5Config *c, const Stage *stage, const Bench
     return counts;
 }
 
-/* `seconds` of so many steps, behind one that is not counted: it gets the memory. */
+/* `seconds` of so many steps, behind one that is not counted: it gets the memory. As in training, a step is asked for
+ * before the result of the one before it is taken, and its time is that between two results. */
 static int time_steps(const Model *model, const Prompts *prompts, const Stage *stage, const BenchExamples *e,
                       double *seconds, size_t repeats, StepCounts *counts, Error *error)
 {
     Trainer trainer;
     StepResult result;
-    int status;
-    double begun, first = 0;
+    int status = 0;
+    double since = seconds_now(), now, first = 0;
     if (trainer_create(&trainer, model, prompts, stage, (size_t)counts->tokens, false, error)) return -1;
-    for (size_t s = 0; s <= repeats; s++) {
-        begun = seconds_now();
-        status = train_step(&trainer, model, prompts, stage, e->examples, e->count, e->count, (int64_t)s,
-                            random_fold(0, s), true, &result, error);
-        if (status) break;
-        if (s == 0) first = peak_memory();
-        if (s > 0) seconds[s - 1] = seconds_now() - begun;
+    for (size_t queued = 0, done = 0; !status && done <= repeats;) {
+        for (; !status && queued <= repeats && trainer.n_queued < QUEUED_STEPS && !train_step_is_done(&trainer);
+             queued++)
+            status = train_step_queue(&trainer, model, prompts, stage, e->examples, e->count, e->count, (int64_t)queued,
+                                      random_fold(0, queued), true, error);
+        if (!status) status = train_step_result(&trainer, stage, &result, error);
+        now = seconds_now();
+        if (done == 0) first = peak_memory();
+        if (done > 0) seconds[done - 1] = now - since;
+        since = now;
+        done++;
     }
     counts->grown = peak_memory() - first;
     counts->source_rows = trainer.batch.source.rows;

@@ -15,7 +15,7 @@
  *
  * Copies. Everything is done in the order of one stream. An upload is first copied to pinned memory, a ring of slots,
  * from which the card fetches it by itself: the caller's memory is free at once and the host waits only when the whole
- * ring is still under way. A download waits until the numbers are there. */
+ * ring is still under way. A download waits until the numbers are there; a readback is a download that does not. */
 #include <unistd.h>
 
 #include "common.cuh"
@@ -388,4 +388,58 @@ extern "C" void activations_download(Device *dev, float *host, const act_t *from
             memcpy(host + done + i, &u, sizeof u);
         }
     }
+}
+
+/* ================================================================================================================
+ * Readbacks
+ *
+ * The card copies into pinned memory by itself; an event behind the latest copy says when it is there. */
+struct Readback {
+    cudaStream_t stream;
+    char *memory;
+    cudaEvent_t copied;
+};
+
+extern "C" Readback *readback_create(Device *dev, size_t bytes)
+{
+    Readback *readback = (Readback *)calloc(1, sizeof *readback);
+    if (!readback) return NULL;
+    readback->stream = dev->stream;
+    if (cudaMallocHost((void **)&readback->memory, bytes) == cudaSuccess &&
+        cudaEventCreateWithFlags(&readback->copied, cudaEventDisableTiming) == cudaSuccess)
+        return readback;
+    (void)cudaGetLastError(); /* as in device_alloc */
+    readback_free(readback);
+    return NULL;
+}
+
+extern "C" void readback_free(Readback *readback)
+{
+    if (!readback) return;
+    if (readback->copied) {
+        readback_wait(readback);
+        cudaEventDestroy(readback->copied);
+    }
+    cudaFreeHost(readback->memory);
+    free(readback);
+}
+
+extern "C" void readback_copy(Readback *readback, size_t at, const void *from, size_t bytes)
+{
+    cuda_check(cudaMemcpyAsync(readback->memory + at, from, bytes, cudaMemcpyDeviceToHost, readback->stream),
+               "readback");
+    cuda_check(cudaEventRecord(readback->copied, readback->stream), "readback");
+}
+
+extern "C" bool readback_is_there(const Readback *readback)
+{
+    const cudaError_t status = cudaEventQuery(readback->copied);
+    if (status != cudaErrorNotReady) cuda_check(status, "readback");
+    return status == cudaSuccess;
+}
+
+extern "C" const void *readback_wait(Readback *readback)
+{
+    cuda_check(cudaEventSynchronize(readback->copied), "readback");
+    return readback->memory;
 }

@@ -190,8 +190,8 @@ extern "C" void lora_backward(Device *dev, stat_t *da, stat_t *db, const stat_t 
 }
 
 /* ----------------------------------------------------------------------------------------------------------------
- * The scalar product of two gradients, which the host reads. Blocks of DOT_BLOCK elements leave their sums, in double,
- * and the host adds them in order. */
+ * The scalar product of two gradients. Blocks of DOT_BLOCK elements leave their sums, in double, and one thread adds
+ * them in order. */
 enum { DOT_BLOCK = 65536, DOT_THREADS = 256, DOT_VECTORS = 4 };
 
 template <bool WHOLE> static __global__ void dot_kernel(double *partial, const float *a, const float *b, size_t n)
@@ -217,19 +217,19 @@ template <bool WHOLE> static __global__ void dot_kernel(double *partial, const f
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-extern "C" double dot_product(Device *dev, const stat_t *a, const stat_t *b, size_t n)
+static __global__ void add_blocks_kernel(double *dot, const double *partial, unsigned blocks)
+{
+    double sum = 0;
+#pragma unroll 8
+    for (unsigned k = 0; k < blocks; k++) sum += partial[k];
+    *dot = sum;
+}
+
+extern "C" void dot_product(Device *dev, double *dot, const stat_t *a, const stat_t *b, size_t n)
 {
     const unsigned blocks = blocks_for(n, DOT_BLOCK);
-    double *partial = (double *)device_scratch(dev, (blocks + 1) * sizeof *partial);
-    double *host = (double *)calloc(blocks + 1, sizeof *host), dot = 0;
-    if (!host) {
-        fprintf(stderr, "promot: memory: none left (asked for %zu bytes)\n", (blocks + 1) * sizeof *host);
-        exit(EXIT_FAILED);
-    }
+    double *partial = (double *)device_scratch(dev, blocks * sizeof *partial);
     launch(dev, whole_vectors(4, n, a, b) ? dot_kernel<true> : dot_kernel<false>, dim3(blocks), dim3(DOT_THREADS), 0,
            partial, a, b, n);
-    device_download(dev, host, partial, blocks * sizeof *host);
-    for (unsigned k = 0; k < blocks; k++) dot += host[k];
-    free(host);
-    return dot;
+    launch(dev, add_blocks_kernel, dim3(1), dim3(1), 0, dot, partial, blocks);
 }

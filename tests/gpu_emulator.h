@@ -19,7 +19,12 @@
  * Asynchrony. What the hardware does later is done later here: a cp.async at the wait that covers it, a copy from
  * pinned host memory when the stream is waited for or used, TMA and wgmma at a random moment before somebody waits for
  * them in vain (deferred). Until then their destination holds NaN. Who reads too early reads NaN; who overwrites too
- * early spoils the copy.
+ * early spoils the copy. What a copy brings to pinned host memory is seen there only by who has waited for it, and no
+ * event is reached before somebody has waited for it.
+ *
+ * Counts. PROMOT_EMULATOR_COUNTS=FILE has the number of launches, of waits for the card (asked for, or hidden in a free or
+ * in a copy that no pinned memory serves), of those that leave it nothing to do, and of allocations and frees written
+ * there when the program ends.
  *
  * Complaints. What hardware would punish with a hang or with silence ends the program here with a line: a deadlock (who
  * waits for what), lanes of a warp that do different things, misaligned addresses, an access outside of shared memory.
@@ -194,6 +199,7 @@ struct Block {
 struct Machine {
     int compute_major = 9, compute_minor = 0, sm_count = 4; /* a test may change these */
     size_t memory = (size_t)1 << 30, memory_used = 0;
+    unsigned long launches = 0, waits = 0, idle = 0, allocations = 0; /* see Counts */
     uint64_t seed = 1, random = 1;
     Fiber *current = NULL, host = {};
     std::vector<Fiber> fibers;
@@ -993,7 +999,8 @@ enum cudaError_t {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
-    cudaErrorNoDevice = 100
+    cudaErrorNoDevice = 100,
+    cudaErrorNotReady = 600
 };
 enum cudaMemcpyKind {
     cudaMemcpyHostToDevice = 1,
@@ -1011,9 +1018,18 @@ enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 
 namespace emulator
 {
+/* Copies and kernels are numbered in the order in which they were asked for. Kernels run at once, copies late; what the
+ * host knows to be done is what it has waited for. */
+struct Arrival {
+    size_t number;
+    void *to;
+    std::vector<char> bytes;
+};
+
 struct Stream {
     std::vector<std::function<void()>> late;
-    size_t asked = 0, done = 0;
+    std::vector<Arrival> arrivals; /* in pinned memory, which the host has not waited for */
+    size_t asked = 0, done = 0, known = 0;
 };
 
 struct Event {
@@ -1064,8 +1080,35 @@ inline void catch_up(Stream *stream, size_t until)
     }
 }
 
+/* The host waits for everything up to `until`. */
+inline void wait_for(Stream *stream, size_t until)
+{
+    if (until <= stream->known) return;
+    machine.waits++;
+    machine.idle += until == stream->asked;
+    catch_up(stream, until);
+    stream->known = until;
+    while (!stream->arrivals.empty() && stream->arrivals.front().number <= until) {
+        const Arrival &arrival = stream->arrivals.front();
+        memcpy(arrival.to, arrival.bytes.data(), arrival.bytes.size());
+        stream->arrivals.erase(stream->arrivals.begin());
+    }
+}
+
+inline void write_counts()
+{
+    const char *path = getenv("PROMOT_EMULATOR_COUNTS");
+    FILE *file = path ? fopen(path, "w") : NULL;
+    if (!file) return;
+    fprintf(file, "{\"launches\": %lu, \"waits\": %lu, \"idle\": %lu, \"allocations\": %lu}\n", machine.launches,
+            machine.waits, machine.idle, machine.allocations);
+    fclose(file);
+}
+inline const bool counts_are_written = atexit(write_counts) == 0;
+
 inline cudaError_t allocate(void **memory, size_t bytes, bool on_device)
 {
+    machine.allocations++;
     if (on_device && machine.memory - machine.memory_used < bytes) return cudaErrorMemoryAllocation;
     if (posix_memalign(memory, 256, bytes + (EMULATOR_ASAN ? 0 : GUARD_BYTES))) return cudaErrorMemoryAllocation;
     memset(*memory, POISON, bytes);
@@ -1083,7 +1126,8 @@ inline cudaError_t release(void *memory)
     if (!memory) return cudaSuccess;
     auto found = memories.find((char *)memory);
     if (found == memories.end()) fail("free of memory that was not allocated");
-    for (Stream *stream : streams) catch_up(stream, stream->asked);
+    machine.allocations++;
+    for (Stream *stream : streams) wait_for(stream, stream->asked);
     const Memory m = found->second;
     for (unsigned i = 0; !EMULATOR_ASAN && i < GUARD_BYTES; i++)
         if (((unsigned char *)memory)[m.bytes + i] != GUARD)
@@ -1148,7 +1192,7 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
 
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    emulator::catch_up(stream, stream->asked);
+    emulator::wait_for(stream, stream->asked);
     return cudaSuccess;
 }
 
@@ -1182,8 +1226,13 @@ inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    if (event->stream) emulator::catch_up(event->stream, event->after);
+    if (event->stream) emulator::wait_for(event->stream, event->after);
     return cudaSuccess;
+}
+
+inline cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    return !event->stream || event->after <= event->stream->known ? cudaSuccess : cudaErrorNotReady;
 }
 
 /* From or to pinned memory a copy is done late. From or to other host memory it is done at once, as CUDA does. */
@@ -1195,13 +1244,20 @@ inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cud
         (const char *)from < (const char *)to + bytes)
         emulator::fail("copy: the two places overlap");
     const void *host = kind == cudaMemcpyHostToDevice ? from : to;
+    const bool to_pinned = kind == cudaMemcpyDeviceToHost && emulator::find_memory(host, bytes);
+    const size_t number = ++stream->asked;
     stream->late.push_back([=] {
         emulator::open_device_memory(true);
-        memcpy(to, from, bytes);
+        if (to_pinned) {
+            const char *const bytes_of = (const char *)from;
+            stream->arrivals.push_back({number, to, std::vector<char>(bytes_of, bytes_of + bytes)});
+            memset(to, emulator::POISON, bytes);
+        } else {
+            memcpy(to, from, bytes);
+        }
         emulator::open_device_memory(false);
     });
-    stream->asked++;
-    if (!emulator::find_memory(host, bytes)) emulator::catch_up(stream, stream->asked);
+    if (!emulator::find_memory(host, bytes)) emulator::wait_for(stream, stream->asked);
     return cudaSuccess;
 }
 
@@ -1253,6 +1309,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
         config->gridDim, config->blockDim, config->numAttrs ? config->attrs[0].val.clusterDim.x : 1,
         config->dynamicSmemBytes, [](void *work) { (*(decltype(body) *)work)(); }, &body);
     emulator::open_device_memory(false);
+    emulator::machine.launches++;
+    config->stream->asked++;
+    config->stream->done++;
     return cudaSuccess;
 }
 

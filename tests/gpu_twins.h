@@ -31,6 +31,11 @@
 #define logits_download cpu_logits_download
 #define stats_upload cpu_stats_upload
 #define stats_download cpu_stats_download
+#define readback_create cpu_readback_create
+#define readback_free cpu_readback_free
+#define readback_copy cpu_readback_copy
+#define readback_is_there cpu_readback_is_there
+#define readback_wait cpu_readback_wait
 #define embedding_forward cpu_embedding_forward
 #define embedding_backward cpu_embedding_backward
 #define dropout_forward cpu_dropout_forward
@@ -104,6 +109,11 @@ using cpu::cpu_weights_free;
 #undef logits_download
 #undef stats_upload
 #undef stats_download
+#undef readback_create
+#undef readback_free
+#undef readback_copy
+#undef readback_is_there
+#undef readback_wait
 #undef embedding_forward
 #undef embedding_backward
 #undef dropout_forward

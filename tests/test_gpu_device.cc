@@ -189,6 +189,36 @@ static void copies_keep_their_order(void)
     device_free(a), device_free(b), device_free(NULL);
 }
 
+/* A readback has the numbers as they were in its turn, whatever is asked of the device before they are looked at. */
+static void readbacks_keep_their_turn(void)
+{
+    enum { N = 1000 };
+    std::vector<float> numbers(N), others(N);
+    float *a = (float *)device_alloc(N * sizeof *a);
+    Readback *first = readback_create(device(), 8 + N * sizeof *a), *second = readback_create(device(), N * sizeof *a);
+    for (int i = 0; i < N; i++) numbers[(size_t)i] = (float)i, others[(size_t)i] = (float)-i;
+    CHECK(readback_is_there(first), "nothing was asked for");
+    stats_upload(device(), a, numbers.data(), N);
+    readback_copy(first, 8, a, N * sizeof *a);
+    readback_copy(first, 0, a + 7, sizeof *a);
+    stats_upload(device(), a, others.data(), N);
+    readback_copy(second, 0, a, N * sizeof *a);
+    device_clear(device(), a, N * sizeof *a);
+#ifdef GPU_EMULATOR
+    CHECK(!readback_is_there(first) && !readback_is_there(second), "nobody has waited");
+#endif
+    const char *bytes = (const char *)readback_wait(first);
+    CHECK(same_bits(numbers, (const float *)(bytes + 8)));
+    CHECK(*(const float *)bytes == 7);
+    CHECK(readback_is_there(first));
+    CHECK(same_bits(others, (const float *)readback_wait(second)));
+    CHECK(!readback_create(device(), (size_t)1 << 50), "no such memory");
+    readback_copy(second, 0, a, N * sizeof *a);
+    readback_free(second); /* while a copy is on its way */
+    readback_free(first), readback_free(NULL);
+    device_free(a);
+}
+
 static void activations_come_as_floats(void)
 {
     const size_t n = SLOT_BYTES / 2 + 3; /* more than one part */
@@ -341,6 +371,7 @@ static const Test tests[] = {
     {"weights_park_and_return", weights_park_and_return},
     {"uploads_leave_the_caller_free", uploads_leave_the_caller_free},
     {"copies_keep_their_order", copies_keep_their_order},
+    {"readbacks_keep_their_turn", readbacks_keep_their_turn},
     {"activations_come_as_floats", activations_come_as_floats},
     {"scratch_grows", scratch_grows},
     {"no_memory_is_an_answer", no_memory_is_an_answer},

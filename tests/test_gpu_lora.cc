@@ -68,9 +68,15 @@ static void test_dot_product()
     for (size_t n : {0, 1, 7, 1029, 65536, 65545, 200000}) {
         const Floats a = random_floats(n, 1), b = random_floats(n, 3);
         const Stats device_a(a), device_b(b);
-        const double want = cpu_dot_product(host, a.data(), b.data(), n), got = dot_product(dev, device_a, device_b, n);
+        double *dot = (double *)device_alloc(sizeof *dot), want, got, again;
+        cpu_dot_product(host, &want, a.data(), b.data(), n);
+        dot_product(dev, dot, device_a, device_b, n);
+        device_download(dev, &got, dot, sizeof got);
         CHECK(fabs(got - want) <= 1e-15 * (double)n * 10, "n %zu: %.17g, should be %.17g", n, got, want);
-        CHECK(dot_product(dev, device_a, device_b, n) == got, "twice");
+        dot_product(dev, dot, device_a, device_b, n);
+        device_download(dev, &again, dot, sizeof again);
+        CHECK(again == got, "twice");
+        device_free(dot);
     }
 }
 

@@ -1,5 +1,5 @@
 /* test_gpu_model.c: the whole program on a card beside the whole program on the CPU: loss, logits, gradients, updates,
- * decoding and a training run.
+ * decoding and a training run; and how often a step waits for the card.
  *
  * The card is the emulator's (tests/gpu_emulator.h): promot.c without chapter 2, linked with gpu/'s kernels compiled for
  * the CPU, is build/promot-emulated, on which every command works, slowly. Then everything once more on a real card,
@@ -218,6 +218,63 @@ static void test_training(void)
     free(again);
 }
 
+/* What a run on the emulator's card asked of CUDA (see Counts in tests/gpu_emulator.h). */
+typedef struct {
+    double launches, waits, idle, allocations;
+} Counts;
+
+static Counts count_run(const char *method, int micro, int steps)
+{
+    char *command = text_format(
+        "rm -rf " SCRATCH "/counted; PROMOT_EMULATOR_COUNTS=" SCRATCH "/counts.json " BUILD "/promot-emulated train "
+        "--model data/demo/model --task-file data/demo/tasks/nli.json --task nli.train=" SCRATCH "/same.jsonl "
+        "--task nli.dev=" SCRATCH "/one.jsonl --method %s --prompt-length 5 --prompt-steps %d --lora-steps %d "
+        "--steps %d --batch 2 --micro-batch %d --beams 1 --max-length 1 --quiet --out " SCRATCH "/counted >/dev/null",
+        method, steps, steps, steps, micro);
+    Counts counts = {0};
+    Error error = {0};
+    MappedFile file = {0};
+    cJSON *json;
+    CHECK(system(command) == 0, "%s", command);
+    CHECK(mapped_file_open(&file, SCRATCH "/counts.json", &error) == 0, "%s", error.text);
+    json = cJSON_ParseWithLength((const char *)file.data, file.bytes);
+    counts = (Counts){.launches = record_number(json, "launches"),
+                      .waits = record_number(json, "waits"),
+                      .idle = record_number(json, "idle"),
+                      .allocations = record_number(json, "allocations")};
+    cJSON_Delete(json);
+    mapped_file_close(&file);
+    free(command);
+    return counts;
+}
+
+/* In training a card never waits for the host. What two more steps add to a run is their launches, no allocation, and
+ * one wait each, for the loss of the step before, with the next step in the card's queue. All examples are one, so that
+ * no batch is larger than those before it. */
+static void test_waits(void)
+{
+    static const struct {
+        const char *method;
+        int micro;
+    } cases[] = {{"finetune", 2}, {"finetune", 1}, {"prompt", 1}, {"lora", 2}};
+    Error error = {0};
+    CHECK(directory_create(SCRATCH, &error) == 0, "%s", error.text);
+    CHECK(system("head -n 1 data/demo/tasks/nli/val.jsonl >" SCRATCH "/one.jsonl && cat " SCRATCH "/one.jsonl " SCRATCH
+                 "/one.jsonl >" SCRATCH "/same.jsonl") == 0,
+          "no training set");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *method = cases[i].method;
+        const Counts three = count_run(method, cases[i].micro, 3), five = count_run(method, cases[i].micro, 5);
+        const double launches = five.launches - three.launches, waits = five.waits - three.waits;
+        CHECK(launches > 100, "%s: %g launches in two steps", method, launches);
+        CHECK(waits == 2, "%s, micro-batches of %d: %g waits in two steps", method, cases[i].micro, waits);
+        CHECK(five.idle == three.idle, "%s, micro-batches of %d: in two steps the card has nothing to do %g times",
+              method, cases[i].micro, five.idle - three.idle);
+        CHECK(five.allocations == three.allocations, "%s, micro-batches of %d: %g allocations in two steps", method,
+              cases[i].micro, five.allocations - three.allocations);
+    }
+}
+
 static void on_a_card(void (*test)(void))
 {
     const char *emulated = card_program, *named = getenv("PROMOT_GPU_PROGRAM");
@@ -252,6 +309,7 @@ static const Test tests[] = {
     {"updates", test_updates},
     {"generate", test_generate},
     {"training", test_training},
+    {"waits", test_waits},
     {"dump_on_a_card", test_dump_on_a_card},
     {"updates_on_a_card", test_updates_on_a_card},
     {"generate_on_a_card", test_generate_on_a_card},

@@ -21,6 +21,7 @@ static void *counted_aligned_alloc(size_t alignment, size_t bytes)
 
 #define aligned_alloc counted_aligned_alloc
 #include "../promot.c"
+#include "steps.h"
 #undef aligned_alloc
 
 #define SCRATCH "build/test/lora"

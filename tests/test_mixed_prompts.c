@@ -13,6 +13,7 @@
 #define PROMOT_NO_MAIN
 #endif
 #include "../promot.c"
+#include "steps.h"
 
 #include "parity.h"
 
