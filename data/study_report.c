@@ -219,6 +219,17 @@ static int check_methods(const cJSON *methods, const char *part, Error *error)
     return 0;
 }
 
+/* {SHOTS: list}, each of `count` numbers. */
+static bool are_curves(const cJSON *by_shots, int count)
+{
+    const cJSON *list;
+    cJSON_ArrayForEach(list, by_shots)
+    {
+        if (!is_shots(key_of(list)) || !are_numbers(list, count)) return false;
+    }
+    return cJSON_IsObject(by_shots);
+}
+
 static int check_curves(const cJSON *curves, Error *error)
 {
     const cJSON *curve;
@@ -228,11 +239,12 @@ static int check_curves(const cJSON *curves, Error *error)
         const cJSON *step = member(curve, "step"), *closed_book = optional(curve, "qa_format_ratio");
         int n = cJSON_GetArraySize(step);
         if (!are_plain_numbers(step) || !are_numbers(member(curve, "target"), n) ||
-            !are_numbers(member(curve, "heldout"), n) || !are_numbers(member(curve, "format_ratio"), n))
+            !are_curves(member(curve, "heldout"), n) || !are_curves(member(curve, "format_ratio"), n))
             return malformed(error, "curves", key_of(curve),
-                             "equally long lists \"step\", \"target\", \"heldout\" and \"format_ratio\"");
-        if (closed_book && !are_numbers(closed_book, n))
-            return malformed(error, "curves", key_of(curve), "\"qa_format_ratio\", as long as \"step\"");
+                             "equally long lists \"step\" and \"target\" and, by shots, \"heldout\" and "
+                             "\"format_ratio\"");
+        if (closed_book && !are_curves(closed_book, n))
+            return malformed(error, "curves", key_of(curve), "\"qa_format_ratio\" by shots, as long as \"step\"");
     }
     return 0;
 }
@@ -305,6 +317,8 @@ static int check_results(const cJSON *results, Error *error)
     if (!are_tasks(member(results, "heldout")))
         return malformed(error, "heldout", "", "a list of tasks with \"name\", \"metric\" and \"n\"");
     if (!is_task(member(results, "related"))) return malformed(error, "related", "", "\"name\", \"metric\" and \"n\"");
+    if (!(finite_number(member(results, "curve_rows")) >= 1))
+        return malformed(error, "curve_rows", "", "a number of 1 or more");
     if (rule && !isfinite(finite_number(rule))) return malformed(error, "first_rule", "", "a number");
     if (!cJSON_IsString(member(results, "finding"))) return malformed(error, "finding", "", "a text");
     if (!cJSON_IsArray(member(results, "commands")) || !are_texts(member(results, "commands")))
@@ -538,6 +552,13 @@ static bool is_of_two(const char *method)
     return strcmp(method, TWO[0]) == 0 || strcmp(method, TWO[1]) == 0;
 }
 
+/* A list of a method's curve; of what was measured at several numbers of worked examples, the one at 1 shot. */
+static const cJSON *curve_list(const cJSON *curve, const char *what)
+{
+    const cJSON *list = member(curve, what);
+    return cJSON_IsObject(list) ? member(list, "1") : list;
+}
+
 /* y over x of the shown methods. Fine-tuning and ProMoT come first, so that they have the same colours in all pictures.
  * -1: no memory. */
 static int curves_open(Curves *curves, const cJSON *results, Shown shown, const char *x, const char *y)
@@ -553,13 +574,13 @@ static int curves_open(Curves *curves, const cJSON *results, Shown shown, const 
     if (curves_alloc(curves, (size_t)cJSON_GetArraySize(all), longest) < 0) return -1;
     for (size_t i = 0; i < 2 && shown != SHOW_PAPERS; i++) {
         curve = member(all, TWO[i]);
-        if (curve) curves_add(curves, label_of(methods, TWO[i]), member(curve, x), member(curve, y), longest);
+        if (curve) curves_add(curves, label_of(methods, TWO[i]), curve_list(curve, x), curve_list(curve, y), longest);
     }
     cJSON_ArrayForEach(curve, all)
     {
         const char *method = key_of(curve);
         if (shown == SHOW_TWO || is_of_two(method) || is_papers(method) != (shown == SHOW_PAPERS)) continue;
-        curves_add(curves, label_of(methods, method), member(curve, x), member(curve, y), longest);
+        curves_add(curves, label_of(methods, method), curve_list(curve, x), curve_list(curve, y), longest);
     }
     return 0;
 }
