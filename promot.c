@@ -6293,6 +6293,8 @@ typedef struct {
     size_t n_tasks;
     TaskData *probes; /* held-out tasks, watched along training */
     size_t n_probes;
+    EncodedSplit *probe_inputs; /* [n_probe_shots, n_probes]: of each number of --probe-shots */
+    size_t n_probe_shots;
     int64_t probe_every; /* 0: at each checkpoint */
     Source source;
     size_t most_rows[MAX_STAGES]; /* both sides of the largest batch of a stage, as foreseen */
@@ -6684,9 +6686,15 @@ static void add_if_finite(cJSON *to, const char *name, double x)
     if (isfinite(x)) cJSON_AddNumberToObject(to, name, x);
 }
 
-/* Scores the probes with the model as it is, without any prompt, and logs it: a record with "probe", "mean" and
- * "format_ratio". */
-static int run_probe_with(Run *run, const Progress *progress, Error *error)
+/* How many worked examples the probes have at number s of --probe-shots. */
+static size_t probe_shots(const Run *run, size_t s)
+{
+    return run->probe_inputs[s * run->n_probes].encoder.shots;
+}
+
+/* Scores the probes with the model as it is, without any prompt, at number s of --probe-shots, and logs it: a record
+ * with "shots", "probe", "mean" and "format_ratio". */
+static int run_probe_at(Run *run, size_t s, const Progress *progress, Error *error)
 {
     const Stage *stage = &run->stages[run->stage];
     cJSON *record = cJSON_CreateObject(), *probe = cJSON_AddObjectToObject(record, "probe");
@@ -6697,13 +6705,14 @@ static int run_probe_with(Run *run, const Progress *progress, Error *error)
     for (size_t t = 0; t < run->n_tasks; t++) targets[t] = run->tasks[t].task;
     for (size_t i = 0; i < run->n_probes; i++) {
         const TaskData *data = &run->probes[i];
+        const EncodedSplit *inputs = &run->probe_inputs[s * run->n_probes + i];
         DecodeSettings decoding = run->dev_decode;
         Progress silent = progress_begin(true, 0);
         Evaluation outputs;
         double in_format;
         cJSON *scores;
-        if (!decoding.max_length) decoding.max_length = data->dev.longest_target + EXTRA_TOKENS;
-        if (evaluate_split(run->model, NULL, &data->dev, &decoding, &silent, &outputs, error)) {
+        if (!decoding.max_length) decoding.max_length = inputs->longest_target + EXTRA_TOKENS;
+        if (evaluate_split(run->model, NULL, inputs, &decoding, &silent, &outputs, error)) {
             cJSON_Delete(record);
             free(targets);
             return -1;
@@ -6720,12 +6729,14 @@ static int run_probe_with(Run *run, const Progress *progress, Error *error)
     }
     cJSON_AddStringToObject(record, "stage", stage->name);
     cJSON_AddNumberToObject(record, "step", (double)run->step);
+    cJSON_AddNumberToObject(record, "shots", (double)probe_shots(run, s));
     cJSON_AddNumberToObject(record, "mean", mean);
     ratio = n_ratios ? ratio / (double)n_ratios : NAN;
     add_if_finite(record, "format_ratio", ratio);
     format =
         isfinite(ratio) ? text_format(", %.1f %% of the answers in the trained format", ratio) : text_format("%s", "");
-    text = text_format("%s step %lld: held-out tasks %.2f%s", stage->name, (long long)run->step, mean, format);
+    text = text_format("%s step %lld: held-out tasks, %zu-shot, %.2f%s", stage->name, (long long)run->step,
+                       probe_shots(run, s), mean, format);
     progress_note(progress, text);
     free(targets);
     free(format);
@@ -6735,9 +6746,9 @@ static int run_probe_with(Run *run, const Progress *progress, Error *error)
 
 static int run_probe(Run *run, const Progress *progress, Error *error)
 {
-    int status;
+    int status = 0;
     if (run->lora_comes_off) lora_unmerge(run->model);
-    status = run_probe_with(run, progress, error);
+    for (size_t s = 0; !status && s < run->n_probe_shots; s++) status = run_probe_at(run, s, progress, error);
     if (run->lora_comes_off) lora_merge(run->model);
     return status;
 }
@@ -7331,26 +7342,32 @@ static double record_number(const cJSON *object, const char *name) /* NAN: it ha
     return cJSON_IsNumber(item) ? item->valuedouble : NAN;
 }
 
-/* Of each probe, and at last of their mean: the share of answers in the trained format, and the score, over the steps.
- * tradeoff: the mean of the probes over the trained tasks' dev score, where both were measured. */
+/* Of each probe, and at last of their mean: the share of answers in the trained format, and the score, over the steps,
+ * at the first number of --probe-shots. tradeoff: the mean of the probes over the trained tasks' dev score, where both
+ * were measured. by_shots: the mean of the probes at each number of --probe-shots. */
 typedef struct {
-    size_t n_probes;
+    size_t n_probes, n_shots;
     Curve *format, *score; /* [n_probes + 1] */
     Curve tradeoff;
+    Curve *by_shots; /* [n_shots] */
 } ProbeCurves;
+
+static void curves_free(Curve *curves, size_t count)
+{
+    for (size_t i = 0; curves && i < count; i++) {
+        free(curves[i].x);
+        free(curves[i].y);
+    }
+    free(curves);
+}
 
 static void probe_curves_free(ProbeCurves *c)
 {
-    for (size_t i = 0; c->score && i <= c->n_probes; i++) {
-        free(c->format[i].x);
-        free(c->format[i].y);
-        free(c->score[i].x);
-        free(c->score[i].y);
-    }
+    curves_free(c->format, c->n_probes + 1);
+    curves_free(c->score, c->n_probes + 1);
+    curves_free(c->by_shots, c->n_shots);
     free(c->tradeoff.x);
     free(c->tradeoff.y);
-    free(c->format);
-    free(c->score);
 }
 
 /* One record of the log; *dev: the latest dev score, which was logged just before the probes of its step. */
@@ -7358,11 +7375,15 @@ static void probe_curves_add(ProbeCurves *c, const Run *run, const cJSON *record
 {
     const char *stage = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(record, "stage"));
     const cJSON *probe = cJSON_GetObjectItemCaseSensitive(record, "probe");
-    double step = record_number(record, "step"), mean = record_number(record, "mean");
+    double step = record_number(record, "step"), mean = record_number(record, "mean"),
+           shots = record_number(record, "shots");
     /* Probes belong to the last stage; the steps of an earlier one have the same numbers. */
     if (!stage || strcmp(stage, run->stages[run->n_stages - 1].name) != 0) return;
     if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev[0] = step, dev[1] = mean;
     if (!probe) return;
+    for (size_t s = 0; s < c->n_shots; s++)
+        if (shots == (double)probe_shots(run, s)) curve_add(&c->by_shots[s], step, mean);
+    if (shots != (double)probe_shots(run, 0)) return;
     for (size_t i = 0; i < run->n_probes; i++) {
         const cJSON *one = cJSON_GetObjectItemCaseSensitive(probe, run->probes[i].name);
         curve_add(&c->format[i], step, record_number(one, "format_ratio"));
@@ -7379,9 +7400,10 @@ static int probe_curves_read(ProbeCurves *c, const Run *run, Error *error)
     double dev[2] = {NAN, NAN};
     Lines lines;
     int status = lines_read(&lines, path, error);
-    *c = (ProbeCurves){.n_probes = run->n_probes};
+    *c = (ProbeCurves){.n_probes = run->n_probes, .n_shots = run->n_probe_shots};
     c->format = host_alloc(run->n_probes + 1, sizeof *c->format);
     c->score = host_alloc(run->n_probes + 1, sizeof *c->score);
+    c->by_shots = host_alloc(run->n_probe_shots, sizeof *c->by_shots);
     free(path);
     if (status) return -1;
     for (size_t i = 0; i < lines.count; i++) {
@@ -7412,6 +7434,30 @@ static int write_probe_figure(const Run *run, const char *directory, const char 
     return status;
 }
 
+/* A figure of the mean of the probes, one curve for each number of --probe-shots. */
+static int write_shots_figure(const Run *run, const char *directory, const Curve *curves, Error *error)
+{
+    PlotSeries *series = host_alloc(run->n_probe_shots, sizeof *series);
+    char(*names)[16] = host_alloc(run->n_probe_shots, sizeof *names);
+    int status;
+    for (size_t s = 0; s < run->n_probe_shots; s++) {
+        snprintf(names[s], sizeof names[s], "%zu-shot", probe_shots(run, s));
+        series[s] = (PlotSeries){.name = names[s], .n = curves[s].n, .x = curves[s].x, .y = curves[s].y};
+    }
+    status = figure_write(directory, "held_out_by_shots",
+                          &(Plot){.title = "Held-out tasks by the number of worked examples",
+                                  .x_label = "step",
+                                  .y_label = "mean score",
+                                  .caption = "The mean of the held-out tasks, without any prompt.",
+                                  .count = run->n_probe_shots,
+                                  .series = series,
+                                  .y_high = 100},
+                          error);
+    free(names);
+    free(series);
+    return status;
+}
+
 /* Probes and align write into one report. */
 static const char ANALYSIS_TITLE[] = "What tuning learns, keeps and loses",
                   ANALYSIS_INTRODUCTION[] =
@@ -7420,15 +7466,20 @@ static const char ANALYSIS_TITLE[] = "What tuning learns, keeps and loses",
 
 static int run_write_analysis(const Run *run, Error *error)
 {
-    char *directory = run_file(run, "analysis");
+    char *directory = run_file(run, "analysis"), *at, *format_title, *score_title, *tradeoff_label;
     ProbeCurves curves = {0};
     PlotSeries path = {.name = "checkpoints"};
+    bool several = run->n_probe_shots > 1;
     int status = directory_create(directory, error);
     if (!status) status = probe_curves_read(&curves, run, error);
+    at = several ? text_format(", %zu-shot", probe_shots(run, 0)) : text_format("%s", "");
+    format_title = text_format("Answers to held-out tasks in the trained task's format%s", at);
+    score_title = text_format("Scores of held-out tasks along training%s", at);
+    tradeoff_label = text_format("held-out tasks: mean score%s", at);
     for (size_t t = 0, drawn = 0; !status && !drawn && t < run->n_tasks; t++)
         if (task_is_classification(run->tasks[t].task)) {
             status = write_probe_figure(run, directory, "format_ratio", curves.format,
-                                        (Plot){.title = "Answers to held-out tasks in the trained task's format",
+                                        (Plot){.title = format_title,
                                                .y_label = "percent of the answers",
                                                .caption = "The paper's Figure 2: how fast tuning makes a model answer "
                                                           "everything as it answers the trained task. No prompt.",
@@ -7438,17 +7489,18 @@ static int run_write_analysis(const Run *run, Error *error)
         }
     if (!status)
         status = write_probe_figure(run, directory, "held_out", curves.score,
-                                    (Plot){.title = "Scores of held-out tasks along training",
+                                    (Plot){.title = score_title,
                                            .y_label = "score",
                                            .caption = "Each task's own metric, 0 to 100, without any prompt.",
                                            .y_high = 100},
                                     error);
+    if (!status && several) status = write_shots_figure(run, directory, curves.by_shots, error);
     path = (PlotSeries){.name = "checkpoints", .n = curves.tradeoff.n, .x = curves.tradeoff.x, .y = curves.tradeoff.y};
     if (!status && path.n)
         status = figure_write(directory, "tradeoff",
                               &(Plot){.title = "Trained task against held-out tasks, checkpoint by checkpoint",
                                       .x_label = "trained task: dev score",
-                                      .y_label = "held-out tasks: mean score",
+                                      .y_label = tradeoff_label,
                                       .caption = "The paper's Figures 5 and 6: up and to the right is better.",
                                       .count = 1,
                                       .series = &path,
@@ -7457,6 +7509,10 @@ static int run_write_analysis(const Run *run, Error *error)
                               error);
     if (!status) status = report_write(directory, ANALYSIS_TITLE, ANALYSIS_INTRODUCTION, NULL, 0, error);
     probe_curves_free(&curves);
+    free(tradeoff_label);
+    free(score_title);
+    free(format_title);
+    free(at);
     free(directory);
     return status;
 }

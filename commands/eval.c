@@ -1,7 +1,5 @@
 /* eval.c: promot eval: the paper's table of one model. A part of chapter 10 of promot.c, which includes it. */
 
-enum { MAX_SHOT_COUNTS = 16 };
-
 /* What an evaluation measures: scores [task, number of shots, draw]. Without shots there is one draw only. */
 typedef struct {
     size_t shots[MAX_SHOT_COUNTS], n_shots, n_draws;
@@ -19,37 +17,12 @@ static double *score_at(const ShotTable *table, size_t task, size_t s, size_t dr
     return &table->scores[(task * table->n_shots + s) * table->n_draws + draw];
 }
 
-static int parse_shots(const char *text, ShotTable *table, Error *error)
-{
-    table->n_shots = 0;
-    for (const char *at = text; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
-        char *one = text_format("%.*s", (int)strcspn(at, ","), at);
-        int status = table->n_shots == MAX_SHOT_COUNTS
-                         ? error_set(error, EXIT_USAGE, "--shots: expected at most %d numbers", MAX_SHOT_COUNTS)
-                         : parse_count(one, "shots", &table->shots[table->n_shots++], error);
-        free(one);
-        for (size_t s = 0; !status && s + 1 < table->n_shots; s++)
-            if (table->shots[s] == table->shots[table->n_shots - 1])
-                status = error_set(error, EXIT_USAGE, "--shots: expected each number once, found %zu again",
-                                   table->shots[s]);
-        if (status) return -1;
-    }
-    return 0;
-}
-
-static bool has_shots(const ShotTable *table)
-{
-    bool some = false;
-    for (size_t s = 0; s < table->n_shots; s++) some |= table->shots[s] > 0;
-    return some;
-}
-
 /* --examples-of, whose training split is opened first of all: every task's inputs need it. */
 static int find_examples(const Options *o, TaskArgument *tasks, size_t count, ShotTable *table, Error *error)
 {
     const char *name = o->text[OPT_EXAMPLES_OF];
     if (!name) return 0;
-    if (!has_shots(table))
+    if (!has_shots(table->shots, table->n_shots))
         return error_set(error, EXIT_USAGE, "--examples-of: expected a number of --shots above 0, found %s",
                          o->text[OPT_SHOTS]);
     for (size_t i = 0; i < count; i++)
@@ -340,7 +313,8 @@ static int eval_one(const Options *o, const Model *model, const Tokenizer *token
     else
         lora_unmerge(model);
     if (!tasks[i].data.rows)
-        status = open_splits(&tasks[i], SPLIT_TEST, has_shots(table) && !table->examples_of, error);
+        status =
+            open_splits(&tasks[i], SPLIT_TEST, has_shots(table->shots, table->n_shots) && !table->examples_of, error);
     if (!status && path) status = prompts_open(&prompts, model, path, error);
     for (size_t s = 0; !status && s < table->n_shots; s++)
         for (size_t d = 0; !status && d < draws_of(table, s); d++)
@@ -369,7 +343,7 @@ static int eval_with(const Options *o, const Model *model, const Tokenizer *toke
     size_t count = 0;
     ShotTable table = {.n_draws = option_size(o, OPT_DRAWS)};
     int status = parse_task_arguments(o, OPT_TASK, &tasks, &count, error);
-    if (!status) status = parse_shots(o->text[OPT_SHOTS], &table, error);
+    if (!status) status = parse_shots(o, OPT_SHOTS, table.shots, &table.n_shots, error);
     if (!status) status = check_task_list(o, OPT_PROMPT_TASKS, tasks, count, error);
     if (!status) status = check_task_list(o, OPT_NORM_AVG_OVER, tasks, count, error);
     if (!status) status = check_prompts(o, tasks, count, error);

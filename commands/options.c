@@ -94,7 +94,7 @@ enum {
     X(ALIGN_MICRO, "micro-batch", WHOLE, "32", 0, 1e6, FOR_ALIGN, "N", "examples at a time (0: all)")                          \
     X(PROBE, "probe", LIST, NULL, 0, 0, FOR_TRAIN, "NAME=PATH", "a task that is not trained, scored without a prompt along training: what is kept, what is lost") \
     X(PROBE_EVERY, "probe-every", WHOLE, "0", 0, 1e12, FOR_TRAIN, "N", "steps between probes (0: at each checkpoint)")         \
-    X(PROBE_SHOTS, "probe-shots", WHOLE, "1", 0, 1000, FOR_TRAIN, "K", "worked examples in front of each input of a probe")     \
+    X(PROBE_SHOTS, "probe-shots", TEXT, "1", 0, 0, FOR_TRAIN, "K", "worked examples in front of each input of a probe; a list, as 1,0,4: at each of them, and task by task the first is drawn") \
     X(PROBE_LIMIT, "probe-limit", WHOLE, "100", 0, 1e12, FOR_TRAIN, "N", "examples of each probe at most (0: all)")             \
     X(PROBE_ENDING, "probe-input-ending", TEXT, "", 0, 0, FOR_TRAIN, "TEXT", "behind every input of a probe, as --input-ending") \
     X(KEEP, "keep-checkpoints", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "keep each checkpoint, as a directory of its own in RUN/steps") \

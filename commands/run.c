@@ -273,8 +273,8 @@ static size_t dev_decoding_bytes(const Run *run, size_t prompt_length)
 {
     const T5Config *c = &run->model->config;
     size_t most = 0;
-    for (size_t i = 0; i < run->n_tasks + run->n_probes; i++) {
-        const EncodedSplit *dev = i < run->n_tasks ? &run->tasks[i].dev : &run->probes[i - run->n_tasks].dev;
+    for (size_t i = 0; i < run->n_tasks + run->n_probe_shots * run->n_probes; i++) {
+        const EncodedSplit *dev = i < run->n_tasks ? &run->tasks[i].dev : &run->probe_inputs[i - run->n_tasks];
         size_t steps = run->dev_decode.max_length ? run->dev_decode.max_length : dev->longest_target + EXTRA_TOKENS;
         if (dev->count)
             most = max_size(

@@ -167,7 +167,20 @@ static int add_target(const char *place, cJSON *into, Error *error)
     return status;
 }
 
-/* Along training: one seed's dev scores and probes, from the log of its run. */
+/* What a record of the log says of the held-out tasks, at a place of the curves of its number of worked examples. */
+static void add_probe(cJSON *curve, const cJSON *record, double shots, int place)
+{
+    const cJSON *closed_book =
+        cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(record, "probe"), STUDY_TASKS[0].name);
+    char *name = text_format("%.0f", shots);
+    add_value_at(object_at(curve, "heldout"), name, place, record_number(record, "mean"));
+    add_value_at(object_at(curve, "format_ratio"), name, place, record_number(record, "format_ratio"));
+    add_value_at(object_at(curve, "qa_format_ratio"), name, place, record_number(closed_book, "format_ratio"));
+    free(name);
+}
+
+/* Along training: one seed's dev scores and probes, from the log of its run. The probes of a step are a record for each
+ * number of worked examples. */
 static int add_curves(const char *run, cJSON *curve, Error *error)
 {
     char *path = path_join(run, "log.jsonl");
@@ -175,27 +188,27 @@ static int add_curves(const char *run, cJSON *curve, Error *error)
     int status = lines_read(&lines, path, error), place = -1;
     cJSON *steps = cJSON_GetObjectItemCaseSensitive(curve, "step");
     bool first = !steps;
-    double dev = NAN;
-    free(path);
-    if (status) return status;
-    if (first) steps = cJSON_AddArrayToObject(curve, "step");
-    for (size_t i = 0; i < lines.count; i++) { /* study_rules has seen that all of them are JSON */
+    double dev = NAN, last = NAN;
+    if (!status && first) steps = cJSON_AddArrayToObject(curve, "step");
+    for (size_t i = 0; !status && i < lines.count; i++) { /* study_rules has seen that all of them are JSON */
         cJSON *record = cJSON_Parse(lines.text[i]);
         const cJSON *probe = cJSON_GetObjectItemCaseSensitive(record, "probe");
+        double step = record_number(record, "step"), shots;
         if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev = record_number(record, "mean");
-        if (probe) {
-            place++;
-            if (first) cJSON_AddItemToArray(steps, cJSON_CreateNumber(record_number(record, "step")));
-            add_value_at(curve, "target", place, dev);
-            add_value_at(curve, "heldout", place, record_number(record, "mean"));
-            add_value_at(curve, "format_ratio", place, record_number(record, "format_ratio"));
-            add_value_at(curve, "qa_format_ratio", place,
-                         record_number(cJSON_GetObjectItemCaseSensitive(probe, STUDY_TASKS[0].name), "format_ratio"));
+        if (probe && !(status = need_number(record, "shots", path, &shots, error))) {
+            if (step != last) {
+                place++;
+                if (first) cJSON_AddItemToArray(steps, cJSON_CreateNumber(step));
+                add_value_at(curve, "target", place, dev);
+            }
+            add_probe(curve, record, shots, place);
+            last = step;
         }
         cJSON_Delete(record);
     }
     lines_free(&lines);
-    return 0;
+    free(path);
+    return status;
 }
 
 /* One seed of a method: the last step, and the first checkpoint that has learnt the task. */
@@ -593,6 +606,8 @@ static void add_settings(const Study *s, cJSON *json)
     cJSON_AddStringToObject(settings, "tuning", STUDY_TUNING);
     if (s->full) cJSON_AddStringToObject(settings, "the paper's settings", STUDY_PAPER);
     cJSON_AddStringToObject(settings, "prompt tuning", STUDY_METHODS[PROMPT_TUNING].train);
+    cJSON_AddStringToObject(settings, "along training", text = text_format(STUDY_PROBES " %d", PROBE_ROWS));
+    free(text);
 }
 
 /* All of results.json; *out is the caller's to delete, on an error too. */
@@ -605,6 +620,7 @@ static int study_results(const Study *s, cJSON **out, Error *error)
     cJSON_AddStringToObject(json, "model", s->bases[0]);
     add_settings(s, json);
     cJSON_AddNumberToObject(json, "first_rule", FIRST_RULE);
+    cJSON_AddNumberToObject(json, "curve_rows", PROBE_ROWS);
     if (!status) status = add_tasks(s, trained, json, error);
     if (!status) status = add_methods(s, 0, trained, json, error);
     if (!status) status = add_context(s, json, error);
@@ -662,35 +678,61 @@ static void print_mean(const cJSON *list, int place, int width, int decimals)
         printf("%*s", width, "-");
 }
 
+/* One of a method's curves; shots: NULL, for the trained task's has none. */
+static const cJSON *curve_of(const cJSON *results, StudyMethod m, const char *what, const char *shots)
+{
+    const cJSON *curve = cJSON_GetObjectItemCaseSensitive(
+        cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(results, "curves"), STUDY_METHODS[m].name),
+        what);
+    return shots ? cJSON_GetObjectItemCaseSensitive(curve, shots) : curve;
+}
+
+static const StudyMethod PRINTED_CURVES[] = {FINETUNE, PROMOT};
+
 /* Figures 2, 3, 5 and 6 of the paper as numbers: what fine-tuning and ProMoT do to the trained task, the rest and the
  * format, step by step, and how much of ProMoT's gradient is format. */
 static void print_curves(const cJSON *results)
 {
-    static const char *const CURVES[] = {"target", "heldout", "format_ratio"};
-    static const StudyMethod METHODS[] = {FINETUNE, PROMOT};
-    const cJSON *curves = cJSON_GetObjectItemCaseSensitive(results, "curves"),
-                *alignment = cJSON_GetObjectItemCaseSensitive(results, "alignment"),
-                *steps = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(curves, "finetune"), "step"),
-                *step;
+    const cJSON *alignment = cJSON_GetObjectItemCaseSensitive(results, "alignment"), *step;
     int place = 0;
-    printf("\nAlong training, on dev rows: held-out tasks after one example, percent of their answers in the format\n"
-           "%-6s%27s%27s%27s\n%-6s%9s%9s%9s%9s%9s%9s%18s%9s\n",
-           "", "plain fine-tuning", "ProMoT", "cosine with format", "step", "target", "held-out", "format", "target",
-           "held-out", "format", "without prompt", "with");
-    cJSON_ArrayForEach(step, steps)
+    printf("\nAlong training: the trained task on dev rows, held-out tasks after one example (%d test rows of each at "
+           "most),\npercent of their answers in the format\n%-6s%27s%27s%27s\n%-6s%9s%9s%9s%9s%9s%9s%18s%9s\n",
+           PROBE_ROWS, "", "plain fine-tuning", "ProMoT", "cosine with format", "step", "target", "held-out", "format",
+           "target", "held-out", "format", "without prompt", "with");
+    cJSON_ArrayForEach(step, curve_of(results, FINETUNE, "step", NULL))
     {
         printf("%-6.0f", step->valuedouble);
-        for (int m = 0; m < 2; m++)
-            for (int c = 0; c < 3; c++)
-                print_mean(cJSON_GetObjectItemCaseSensitive(
-                               cJSON_GetObjectItemCaseSensitive(curves, STUDY_METHODS[METHODS[m]].name), CURVES[c]),
-                           place, 9, 1);
+        for (int m = 0; m < 2; m++) {
+            print_mean(curve_of(results, PRINTED_CURVES[m], "target", NULL), place, 9, 1);
+            print_mean(curve_of(results, PRINTED_CURVES[m], "heldout", "1"), place, 9, 1);
+            print_mean(curve_of(results, PRINTED_CURVES[m], "format_ratio", "1"), place, 9, 1);
+        }
         print_mean(
             cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(alignment, "without_prompt"), "cosine"),
             place, 18, 2);
         print_mean(
             cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(alignment, "with_prompt"), "cosine"),
             place, 9, 2);
+        putchar('\n');
+        place++;
+    }
+}
+
+/* The held-out tasks along training, by the number of worked examples. */
+static void print_curves_by_shots(const cJSON *results)
+{
+    static const char *const SHOTS[] = {"0", "1", "4"};
+    const cJSON *step;
+    int place = 0;
+    printf("\nThe held-out tasks along training, by the number of worked examples\n%-6s%27s%27s\n%-6s", "",
+           "plain fine-tuning", "ProMoT", "step");
+    for (int i = 0; i < 6; i++) printf("%9s", SHOTS[i % 3]);
+    putchar('\n');
+    cJSON_ArrayForEach(step, curve_of(results, FINETUNE, "step", NULL))
+    {
+        printf("%-6.0f", step->valuedouble);
+        for (int i = 0; i < 6; i++)
+            print_mean(curve_of(results, PRINTED_CURVES[i / 3], "heldout", SHOTS[i % 3]), place, 9, 1);
         putchar('\n');
         place++;
     }
@@ -705,6 +747,7 @@ static int study_print(const Study *s, const cJSON *results, Error *error)
     if (!table) return error_set(error, EXIT_FAILED, "memory: none left for a table");
     fputs(table, stdout);
     print_curves(results);
+    print_curves_by_shots(results);
     printf("\nThe first question of some tasks, after one example, and the answers of the first seed:\n");
     free(table);
     cJSON_ArrayForEach(sample, cJSON_GetObjectItemCaseSensitive(results, "samples"))

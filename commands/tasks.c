@@ -193,6 +193,36 @@ static int parse_count(const char *text, const char *name, size_t *out, Error *e
     return 0;
 }
 
+enum { MAX_SHOT_COUNTS = 16 };
+
+/* Numbers of worked examples, each once, as --shots of eval and --probe-shots have them: 0,1,4. */
+static int parse_shots(const Options *o, OptionId id, size_t shots[MAX_SHOT_COUNTS], size_t *count, Error *error)
+{
+    const char *option = option_table[id].name;
+    *count = 0;
+    for (const char *at = o->text[id]; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        char *one = text_format("%.*s", (int)strcspn(at, ","), at);
+        int status = *count == MAX_SHOT_COUNTS
+                         ? error_set(error, EXIT_USAGE, "--%s: expected at most %d numbers", option, MAX_SHOT_COUNTS)
+                         : parse_count(one, option, &shots[(*count)++], error);
+        free(one);
+        for (size_t s = 0; !status && s + 1 < *count; s++)
+            if (shots[s] == shots[*count - 1])
+                status =
+                    error_set(error, EXIT_USAGE, "--%s: expected each number once, found %zu again", option, shots[s]);
+        if (status) return -1;
+    }
+    return 0;
+}
+
+/* Is any of the numbers above 0, so that a training split is needed? */
+static bool has_shots(const size_t *shots, size_t count)
+{
+    bool some = false;
+    for (size_t s = 0; s < count; s++) some |= shots[s] > 0;
+    return some;
+}
+
 /* Is `name` one of a comma-separated list? */
 static bool is_listed(const char *list, const char *name)
 {

@@ -166,22 +166,26 @@ static int prepare_tasks(const Options *o, Run *run, TaskArgument *arguments, si
     return 0;
 }
 
-/* The held-out tasks of --probe, in ids. */
+/* The held-out tasks of --probe, in ids at each number of --probe-shots. */
 static int prepare_probes(const Options *o, Run *run, TaskArgument *arguments, size_t count, Error *error)
 {
+    size_t shots[MAX_SHOT_COUNTS];
+    if (parse_shots(o, OPT_PROBE_SHOTS, shots, &run->n_probe_shots, error)) return -1;
     run->probes = host_alloc(count, sizeof *run->probes);
+    run->probe_inputs = host_alloc(run->n_probe_shots * count, sizeof *run->probe_inputs);
+    run->n_probes = count;
     run->probe_every = (int64_t)option_real(o, OPT_PROBE_EVERY);
     for (size_t i = 0; i < count; i++) {
-        TaskData *data = &run->probes[run->n_probes++];
-        size_t shots = option_size(o, OPT_PROBE_SHOTS);
-        TaskEncoder e;
-        int status = open_splits(&arguments[i], SPLIT_TEST, shots > 0, error);
+        TaskData *data = &run->probes[i];
+        int status = open_splits(&arguments[i], SPLIT_TEST, has_shots(shots, run->n_probe_shots), error);
         *data = arguments[i].data; /* from here on they are the run's */
         arguments[i].data = (TaskData){0};
+        for (size_t s = 0; !status && s < run->n_probe_shots; s++) {
+            TaskEncoder e = task_encoder(o, &run->model->config, run->tokenizer, data, false, shots[s], -1);
+            e.ending = o->text[OPT_PROBE_ENDING];
+            status = encode_split(&run->probe_inputs[s * count + i], &e, option_size(o, OPT_PROBE_LIMIT), error);
+        }
         if (status) return -1;
-        e = task_encoder(o, &run->model->config, run->tokenizer, data, false, shots, -1);
-        e.ending = o->text[OPT_PROBE_ENDING];
-        if (encode_split(&data->dev, &e, option_size(o, OPT_PROBE_LIMIT), error)) return -1;
     }
     return 0;
 }
@@ -246,9 +250,11 @@ static int train_run(const Options *o, Run *run, bool resumed, Error *error)
     }
     prompts_free(&run->prompts);
     for (size_t i = 0; i < run->n_tasks; i++) task_data_free(&run->tasks[i]);
+    for (size_t i = 0; i < run->n_probe_shots * run->n_probes; i++) encoded_free(&run->probe_inputs[i]);
     for (size_t i = 0; i < run->n_probes; i++) task_data_free(&run->probes[i]);
     free(run->source.parts);
     free(run->tasks);
+    free(run->probe_inputs);
     free(run->probes);
     task_arguments_free(arguments, count);
     task_arguments_free(probes, n_probes);

@@ -509,7 +509,8 @@ char *plot_svg(const Plot *plot)
     return text_take(&out);
 }
 
-char *plots_svg(const Plot *plots, size_t count, int width)
+/* To be freed. alone: outside a page, whose style sheet it then brings along. */
+static char *panels_svg(const Plot *plots, size_t count, int width, bool alone)
 {
     TextBuffer out = {0}, panels = {0};
     double height = 0;
@@ -528,13 +529,21 @@ char *plots_svg(const Plot *plots, size_t count, int width)
     out.failed |= !drawn;
     text_put_format(&out,
                     "<svg class=\"plot\" xmlns=\"http://www.w3.org/2000/svg\" width=\"%zu\" height=\"%.0f\" "
-                    "viewBox=\"0 0 %zu %.0f\">\n<style>\n%s</style>\n",
-                    count * (size_t)width, height, count * (size_t)width, height, PLOT_STYLE);
-    text_put(&out, "<rect class=\"paper\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n");
+                    "viewBox=\"0 0 %zu %.0f\">\n",
+                    count * (size_t)width, height, count * (size_t)width, height);
+    if (alone)
+        text_put_format(&out,
+                        "<style>\n%s</style>\n<rect class=\"paper\" width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n",
+                        PLOT_STYLE);
     text_put(&out, text_or_empty(drawn));
     text_put(&out, "</svg>\n");
     free(drawn);
     return text_take(&out);
+}
+
+char *plots_svg(const Plot *plots, size_t count, int width)
+{
+    return panels_svg(plots, count, width, true);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- figures */
@@ -970,10 +979,10 @@ static const char PAGE_STYLE[] =
     "summary{cursor:pointer;margin:0 0 .6rem}\n"
     "figure{margin:2.5rem 0 2.5rem -1rem}\n" /* the pictures have a margin of their own */
     "figcaption{color:var(--muted);font-size:.9rem;margin:.4rem 0 0 1rem}\n"
-    ".plot{display:block;max-width:100%;height:auto}\n"
+    "figure>.plot{display:block;max-width:100%;height:auto}\n" /* and not the panels in it */
     ".plot .paper{fill:none}\n"
     "@media(min-width:50rem){.wide{width:max-content;min-width:100%;max-width:calc(50vw + 21rem)}}\n" /* to the edge */
-    "@media(max-width:40rem){figure{overflow-x:auto}.plot{max-width:none}}\n"; /* a phone: scrolled, not shrunk */
+    "@media(max-width:40rem){figure{overflow-x:auto}figure>.plot{max-width:none}}\n"; /* a phone: scrolled, not shrunk */
 
 void page_begin(TextBuffer *page, const char *title)
 {
@@ -1006,19 +1015,29 @@ void page_paragraphs(TextBuffer *page, const char *text)
     }
 }
 
-void page_figure(TextBuffer *page, const Plot *plot)
+/* Frees the picture. */
+static void put_figure(TextBuffer *page, char *svg, const char *caption)
 {
-    char *svg = plot_svg(plot);
     page->failed |= !svg;
     text_put(page, "<figure>\n");
     text_put(page, text_or_empty(svg));
-    if (*text_or_empty(plot->caption)) {
+    if (*text_or_empty(caption)) {
         text_put(page, "<figcaption>");
-        text_put_xml(page, plot->caption);
+        text_put_xml(page, caption);
         text_put(page, "</figcaption>\n");
     }
     text_put(page, "</figure>\n");
     free(svg);
+}
+
+void page_figure(TextBuffer *page, const Plot *plot)
+{
+    put_figure(page, plot_svg(plot), plot->caption);
+}
+
+void page_panels(TextBuffer *page, const Plot *plots, size_t count)
+{
+    put_figure(page, panels_svg(plots, count, WIDTH / (int)count, false), plots->caption);
 }
 
 int page_write(TextBuffer *page, const char *directory, Error *error)

@@ -50,6 +50,8 @@ void page_heading(TextBuffer *page, int level, const char *text);
 void page_paragraphs(TextBuffer *page, const char *text); /* an empty line begins a new one */
 void page_table(TextBuffer *page, const char *csv);
 void page_figure(TextBuffer *page, const Plot *plot);
+/* Side by side, one at least, together as wide as one alone; the first one's caption stands under all. */
+void page_panels(TextBuffer *page, const Plot *plots, size_t count);
 int page_write(TextBuffer *page, const char *directory, Error *error);
 
 /* A table is CSV as RFC 4180 has it, or plain tab-separated values when there is a tab in its first line; its first row

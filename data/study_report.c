@@ -64,10 +64,11 @@ static bool is_papers(const char *method)
     return strncmp(method, "paper-", strlen("paper-")) == 0;
 }
 
-/* The numbers of worked examples at which the methods were evaluated, ascending; no page has room for more. */
+/* The numbers of worked examples at which the methods were evaluated, ascending; no page has room for more. Of 1 the
+ * key is "1", the name "1-shot". */
 enum { MAX_SHOTS = 16, SHOTS_DIGITS = 6 };
 typedef struct {
-    char key[MAX_SHOTS][SHOTS_DIGITS + 1];
+    char key[MAX_SHOTS][SHOTS_DIGITS + 1], name[MAX_SHOTS][SHOTS_DIGITS + sizeof "-shot"];
     size_t count;
 } ShotList;
 
@@ -87,6 +88,7 @@ static void shots_add(ShotList *list, const char *key)
     list->count++;
 }
 
+/* Of results by method, and of curves. */
 static ShotList shots_of(const cJSON *methods)
 {
     ShotList list = {.count = 0};
@@ -98,6 +100,7 @@ static ShotList shots_of(const cJSON *methods)
             if (is_shots(key_of(item))) shots_add(&list, key_of(item));
         }
     }
+    for (size_t i = 0; i < list.count; i++) snprintf(list.name[i], sizeof list.name[i], "%s-shot", list.key[i]);
     return list;
 }
 
@@ -219,6 +222,17 @@ static int check_methods(const cJSON *methods, const char *part, Error *error)
     return 0;
 }
 
+/* {SHOTS: list}, each of `count` numbers. */
+static bool are_curves(const cJSON *by_shots, int count)
+{
+    const cJSON *list;
+    cJSON_ArrayForEach(list, by_shots)
+    {
+        if (!is_shots(key_of(list)) || !are_numbers(list, count)) return false;
+    }
+    return cJSON_IsObject(by_shots);
+}
+
 static int check_curves(const cJSON *curves, Error *error)
 {
     const cJSON *curve;
@@ -228,11 +242,12 @@ static int check_curves(const cJSON *curves, Error *error)
         const cJSON *step = member(curve, "step"), *closed_book = optional(curve, "qa_format_ratio");
         int n = cJSON_GetArraySize(step);
         if (!are_plain_numbers(step) || !are_numbers(member(curve, "target"), n) ||
-            !are_numbers(member(curve, "heldout"), n) || !are_numbers(member(curve, "format_ratio"), n))
+            !are_curves(member(curve, "heldout"), n) || !are_curves(member(curve, "format_ratio"), n))
             return malformed(error, "curves", key_of(curve),
-                             "equally long lists \"step\", \"target\", \"heldout\" and \"format_ratio\"");
-        if (closed_book && !are_numbers(closed_book, n))
-            return malformed(error, "curves", key_of(curve), "\"qa_format_ratio\", as long as \"step\"");
+                             "equally long lists \"step\" and \"target\" and, by shots, \"heldout\" and "
+                             "\"format_ratio\"");
+        if (closed_book && !are_curves(closed_book, n))
+            return malformed(error, "curves", key_of(curve), "\"qa_format_ratio\" by shots, as long as \"step\"");
     }
     return 0;
 }
@@ -305,6 +320,8 @@ static int check_results(const cJSON *results, Error *error)
     if (!are_tasks(member(results, "heldout")))
         return malformed(error, "heldout", "", "a list of tasks with \"name\", \"metric\" and \"n\"");
     if (!is_task(member(results, "related"))) return malformed(error, "related", "", "\"name\", \"metric\" and \"n\"");
+    if (!(finite_number(member(results, "curve_rows")) >= 1))
+        return malformed(error, "curve_rows", "", "a number of 1 or more");
     if (rule && !isfinite(finite_number(rule))) return malformed(error, "first_rule", "", "a number");
     if (!cJSON_IsString(member(results, "finding"))) return malformed(error, "finding", "", "a text");
     if (!cJSON_IsArray(member(results, "commands")) || !are_texts(member(results, "commands")))
@@ -356,7 +373,7 @@ static void put_shots_cells(TextBuffer *csv, const cJSON *by_shots, const ShotLi
 /* The head of the columns that put_shots_cells fills. */
 static void put_shots_head(TextBuffer *csv, const char *what, const ShotList *shots)
 {
-    for (size_t i = 0; i < shots->count; i++) text_put_format(csv, ",%s-shot %s", shots->key[i], what);
+    for (size_t i = 0; i < shots->count; i++) text_put_format(csv, ",%s %s", shots->name[i], what);
 }
 
 /* A row for each method. ratios: the numbers of shots whose format ratio is shown. */
@@ -467,7 +484,7 @@ static void put_text_table(TextBuffer *out, char *csv)
 
 char *study_table(const cJSON *results)
 {
-    static const ShotList one = {.key = {"1"}, .count = 1};
+    static const ShotList one = {.key = {"1"}, .name = {"1-shot"}, .count = 1};
     const cJSON *methods = member(results, "methods");
     TextBuffer out = {0};
     ShotList shots = shots_of(methods);
@@ -531,11 +548,18 @@ static void curves_add(Curves *curves, const char *name, const cJSON *x, const c
 /* Which methods a picture shows. */
 typedef enum { SHOW_MAIN, SHOW_PAPERS, SHOW_TWO } Shown;
 
-static const char *const TWO[] = {"finetune", "promot"};
+static const char *const TWO[] = {"finetune", "promot"}, *const PAPERS_TWO[] = {"paper-finetune", "paper-promot"};
 
 static bool is_of_two(const char *method)
 {
     return strcmp(method, TWO[0]) == 0 || strcmp(method, TWO[1]) == 0;
+}
+
+/* A list of a method's curve; of what was measured at several numbers of worked examples, the one at 1 shot. */
+static const cJSON *curve_list(const cJSON *curve, const char *what)
+{
+    const cJSON *list = member(curve, what);
+    return cJSON_IsObject(list) ? member(list, "1") : list;
 }
 
 /* y over x of the shown methods. Fine-tuning and ProMoT come first, so that they have the same colours in all pictures.
@@ -553,13 +577,13 @@ static int curves_open(Curves *curves, const cJSON *results, Shown shown, const 
     if (curves_alloc(curves, (size_t)cJSON_GetArraySize(all), longest) < 0) return -1;
     for (size_t i = 0; i < 2 && shown != SHOW_PAPERS; i++) {
         curve = member(all, TWO[i]);
-        if (curve) curves_add(curves, label_of(methods, TWO[i]), member(curve, x), member(curve, y), longest);
+        if (curve) curves_add(curves, label_of(methods, TWO[i]), curve_list(curve, x), curve_list(curve, y), longest);
     }
     cJSON_ArrayForEach(curve, all)
     {
         const char *method = key_of(curve);
         if (shown == SHOW_TWO || is_of_two(method) || is_papers(method) != (shown == SHOW_PAPERS)) continue;
-        curves_add(curves, label_of(methods, method), member(curve, x), member(curve, y), longest);
+        curves_add(curves, label_of(methods, method), curve_list(curve, x), curve_list(curve, y), longest);
     }
     return 0;
 }
@@ -760,11 +784,20 @@ static void put_context(Study *study)
     put_paragraph(study, &text);
 }
 
-/* How curves were measured, for their captions. */
-static char *curves_caption(const Study *study, const char *what)
+static void put_test_rows(TextBuffer *out, const Study *study)
+{
+    text_put_format(out, "the first %.0f test rows of each task", finite_number(member(study->results, "curve_rows")));
+}
+
+/* How curves were measured, for their captions. target: of the trained task; or else of the tasks that were not. */
+static char *curves_caption(const Study *study, const char *what, bool target)
 {
     TextBuffer text = {0};
-    text_put_format(&text, "%s On the rows for development", what);
+    text_put_format(&text, "%s On ", what);
+    if (target)
+        text_put(&text, "the rows for development");
+    else
+        put_test_rows(&text, study);
     if (finite_number(member(study->results, "seeds")) > 1) {
         text_put(&text, "; mean and, as a band, standard deviation over ");
         put_seeds(&text, member(study->results, "seeds"));
@@ -784,7 +817,7 @@ static int put_curves(Study *study, Shown shown, const char *what, const char *t
                       const char *about)
 {
     Curves curves;
-    char name[32], *caption = curves_caption(study, about);
+    char name[32], *caption = curves_caption(study, about, strcmp(what, "target") == 0);
     int status = curves_open(&curves, study->results, shown, "step", what);
     snprintf(name, sizeof name, "%s%s", figure_prefix(shown), what);
     if (status < 0 || !caption) {
@@ -801,22 +834,114 @@ static int put_curves(Study *study, Shown shown, const char *what, const char *t
 static int put_tradeoff(Study *study, Shown shown)
 {
     Curves curves;
+    TextBuffer text = {0};
     char name[32];
     snprintf(name, sizeof name, "%stradeoff", figure_prefix(shown));
-    if (curves_open(&curves, study->results, shown, "target", "heldout") < 0) {
+    text_put(&text, "Each mark is a checkpoint, joined in the order of training; the first is hollow. The better, the "
+                    "further right and the higher (the paper's Figures 5 and 6). The trained task on the rows for "
+                    "development, the others 1-shot on ");
+    put_test_rows(&text, study);
+    text_put(&text, ".");
+    char *caption = text_take(&text);
+    if (curves_open(&curves, study->results, shown, "target", "heldout") < 0 || !caption) {
         curves_free(&curves);
+        free(caption);
         return no_memory(study);
     }
     for (size_t i = 0; i < curves.count; i++) curves.series[i].spread = NULL; /* crosses would hide the paths */
     Plot plot = {.title = "Learning the task against keeping the rest",
                  .x_label = "trained task",
                  .y_label = "average of the tasks that were not trained",
-                 .caption =
-                     "Each mark is a checkpoint, joined in the order of training; the first is hollow. The better, "
-                     "the further right and the higher (the paper's Figures 5 and 6).",
+                 .caption = caption,
                  .points = true,
                  .y_high = 100};
-    return put_figure(study, name, plot, &curves);
+    int status = put_figure(study, name, plot, &curves);
+    free(caption);
+    return status;
+}
+
+/* A method's average of the tasks that were not trained, a curve for each number of worked examples. -1: no memory. */
+static int curves_open_by_shots(Curves *curves, const cJSON *curve, const ShotList *shots)
+{
+    const cJSON *step = member(curve, "step");
+    size_t n = (size_t)cJSON_GetArraySize(step);
+    if (curves_alloc(curves, shots->count, n) < 0) return -1;
+    for (size_t i = 0; i < shots->count; i++)
+        curves_add(curves, shots->name[i], step, member(member(curve, "heldout"), shots->key[i]), n);
+    return 0;
+}
+
+/* What a curve begins and ends with, and its lowest mean. */
+static void put_ends(TextBuffer *csv, const cJSON *steps, const cJSON *list)
+{
+    Number lowest = {INFINITY, NAN};
+    double lowest_step = NAN;
+    const cJSON *step = steps->child, *item;
+    cJSON_ArrayForEach(item, list)
+    {
+        Number number = number_of(item);
+        if (number.mean < lowest.mean) {
+            lowest = number;
+            lowest_step = finite_number(step);
+        }
+        step = step->next;
+    }
+    put_number_cell(csv, cJSON_GetArrayItem(list, 0), 1);
+    put_number_cell(csv, cJSON_GetArrayItem(list, cJSON_GetArraySize(list) - 1), 1);
+    text_put(csv, ",");
+    put_number(csv, isfinite(lowest.mean) ? lowest : (Number){NAN, NAN}, 1);
+    text_put_format(csv, isnan(lowest_step) ? ",-\n" : ",%.0f\n", lowest_step);
+}
+
+/* The panels' numbers. */
+static void put_ends_table(Study *study, const char *const two[2], const ShotList *shots)
+{
+    TextBuffer csv = {0};
+    text_put(&csv, "method,worked examples,before training,after the last step,lowest,at step\n");
+    for (size_t i = 0; i < 2; i++) {
+        const cJSON *curve = member(member(study->results, "curves"), two[i]), *list;
+        for (size_t s = 0; s < shots->count; s++) {
+            if (!(list = member(member(curve, "heldout"), shots->key[s]))) continue;
+            put_text_cell(&csv, label_of(study->methods, two[i]));
+            text_put_format(&csv, ",%s", shots->key[s]);
+            put_ends(&csv, member(curve, "step"), list);
+        }
+    }
+    put_table(study, text_take(&csv));
+}
+
+/* Beside each other, fine-tuning and ProMoT: what becomes of the rest at each number of worked examples. */
+static int put_by_shots(Study *study, Shown shown)
+{
+    const char *const *two = shown == SHOW_PAPERS ? PAPERS_TWO : TWO;
+    const cJSON *all = member(study->results, "curves");
+    ShotList shots = shots_of(all);
+    Curves curves[2] = {{0}, {0}};
+    Plot panels[2];
+    size_t count = 0;
+    static const char about[] = "The tasks that are not trained, by the number of worked examples in front.";
+    char name[48], *caption = curves_caption(study, about, false);
+    int status = caption ? 0 : no_memory(study);
+    for (size_t i = 0; i < 2 && !status && shots.count > 1; i++) {
+        if (curves_open_by_shots(&curves[i], member(all, two[i]), &shots) < 0) status = no_memory(study);
+        if (status || !curves[i].count) continue;
+        panels[count] = (Plot){.title = label_of(study->methods, two[i]),
+                               .x_label = "step",
+                               .y_label = "average of the tasks that were not trained",
+                               .caption = caption,
+                               .count = curves[i].count,
+                               .series = curves[i].series,
+                               .y_high = 100};
+        snprintf(name, sizeof name, "%s_by_shots", two[i]);
+        status = figure_write(study->directory, name, &panels[count++], study->error);
+    }
+    if (!status && count > 0) {
+        page_panels(&study->page, panels, count);
+        put_ends_table(study, two, &shots);
+    }
+    for (size_t i = 0; i < 2; i++) curves_free(&curves[i]);
+    free(caption);
+    return status;
 }
 
 static int put_training(Study *study, Shown shown)
@@ -831,6 +956,7 @@ static int put_training(Study *study, Shown shown)
     if (!status)
         status = put_curves(study, shown, "heldout", "What becomes of the rest",
                             "average of the tasks that were not trained", "The tasks that are not trained, 1-shot.");
+    if (!status) status = put_by_shots(study, shown);
     if (!status)
         status = put_curves(study, shown, "target", "Learning the task", "trained task",
                             "The trained task, with the prompt if the method has one.");

@@ -16,9 +16,10 @@
  *                 random-prompt, joint, paper-finetune, paper-promot (the paper's own settings).
  *   "context"     of the pretrained model: {"examples_of": NAME, "own": number, "other": number}: the mean over the
  *                 held-out tasks but NAME at 1 shot, with an example of the task itself and with one of NAME
- *   "curves"      {METHOD: {"step": [x], "target": [number], "heldout": [number], "format_ratio": [number],
- *                           "qa_format_ratio": [number] (closed-book questions alone; may be absent)}}: on the dev
- *                 rows at 1 shot, along training, step 0 first. "target" is null at step 0.
+ *   "curves"      {METHOD: {"step": [x], "target": [number], "heldout": {SHOTS: [number]},
+ *                           "format_ratio": {SHOTS: [number]}, "qa_format_ratio": {SHOTS: [number]} (closed-book
+ *                 questions alone; may be absent)}}: along training, step 0 first. The trained task is scored on its
+ *                 dev rows, null at step 0; the others on the first "curve_rows" of their test rows.
  *   "alignment"   {"step": [x], "without_prompt": {"cosine": [number], "full_norm": [number], "format_norm": [number]},
  *                 "with_prompt": the same}: the gradient on the task against the one on random labels, along ProMoT's
  *                 second stage

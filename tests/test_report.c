@@ -507,6 +507,26 @@ static void test_pictures_side_by_side(void)
     free(svg);
 }
 
+/* In a page: its style sheet is the page's, and the caption stands once below. */
+static void test_panels_of_a_page(void)
+{
+    const double x[] = {0, 1};
+    PlotSeries series = {"name", 2, x, x, NULL};
+    Plot plots[] = {{.title = "left", .caption = "<c>", .count = 1, .series = &series},
+                    {.title = "right", .caption = "<c>", .count = 1, .series = &series}};
+    TextBuffer page = {0};
+    page_panels(&page, plots, 2);
+    char *html = text_take(&page);
+    CHECK(!malformed_at(html), "%s", html);
+    CHECK(count_of(html, "<svg class=\"plot\"") == 3 && count_of(html, "width=\"360\"") == 2 &&
+              strstr(html, "<figure>\n<svg class=\"plot\" xmlns=\"http://www.w3.org/2000/svg\" width=\"720\""),
+          "%s", html);
+    CHECK(strstr(html, "<title>left</title>") < strstr(html, "translate(360 0)") &&
+          strstr(html, "translate(360 0)") < strstr(html, "<title>right</title>"));
+    CHECK(!strstr(html, "<style>") && count_of(html, "<figcaption>&lt;c&gt;</figcaption>") == 1, "%s", html);
+    free(html);
+}
+
 static void test_report(void)
 {
     const ReportTable tables[] = {{"Scores <1>", "run,rte\n\"a<b\",47.65\nb\n"}, {"Empty", ""}};
@@ -606,6 +626,7 @@ static const Test TESTS[] = {
     {"numeric_cells", test_numeric_cells},
     {"table_as_text", test_table_as_text},
     {"pictures_side_by_side", test_pictures_side_by_side},
+    {"panels_of_a_page", test_panels_of_a_page},
     {"report", test_report},
     {"page_is_well_formed", test_page_is_well_formed},
     {"figures_in_name_order", test_figures_in_name_order},
