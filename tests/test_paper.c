@@ -164,9 +164,10 @@ static void write_qa(void)
     QA " --task-file " SCRATCH "/other.json --probe qa=" SCRATCH "/qa --probe other=" SCRATCH "/data --probe-limit 7"
 /* ----------------------------------------------------------------------------------------------------- every method */
 /* How eval asks the same. */
-#define PROBED                                                                                                         \
+#define PROBED_AT(shots)                                                                                               \
     QA " --task-file " SCRATCH "/other.json --task qa=" SCRATCH "/qa --task other=" SCRATCH                            \
-       "/data --shots 1 --limit 7 --max-length 20 " COMMON
+       "/data --limit 7 --max-length 20 " COMMON " --shots " shots
+#define PROBED PROBED_AT("1")
 
 #define DEMO "data/demo/model"
 #define NLI                                                                                                            \
@@ -378,6 +379,7 @@ static void test_probes_of_promot_lora(void)
 static void test_wrong_adapters(void)
 {
 #define REFUSED "train --model " SCRATCH "/model " TOY " --quiet --out " SCRATCH "/refused "
+#define REFUSED_SHOTS REFUSED "--method finetune --steps 1 --probe-shots " /* if not, it soon ends */
     static const char *const wrong[][2] = {
         {REFUSED "--method finetune --lora " SCRATCH "/l/lora", "--method promot-lora"},
         {REFUSED "--method lora --lora " SCRATCH "/l/lora", "--method promot-lora"},
@@ -393,6 +395,13 @@ static void test_wrong_adapters(void)
         {REFUSED "--probe", "--probe"},
         {REFUSED "--probe qa", "--probe"},
         {REFUSED "--probe toy=" SCRATCH "/nowhere", "nowhere"},
+        {REFUSED_SHOTS "1,0,1", "--probe-shots: expected each number once, found 1 again"},
+        {REFUSED_SHOTS "1,,0", "--probe-shots"},
+        {REFUSED_SHOTS "1,", "--probe-shots"},
+        {REFUSED_SHOTS "0,one", "--probe-shots"},
+        {REFUSED_SHOTS "-1", "--probe-shots"},
+        {REFUSED_SHOTS "1001", "--probe-shots"},
+        {REFUSED_SHOTS "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16", "--probe-shots: expected at most 16 numbers"},
         {"eval --model " SCRATCH "/model --lora " SCRATCH "/wide " EVAL_TOY, "expected"},
         {"eval --model " SCRATCH "/model --lora " SCRATCH "/nowhere " EVAL_TOY, "nowhere"},
         {"eval --model " SCRATCH "/model --prompt-tasks toy " EVAL_TOY, "--lora"},
@@ -486,6 +495,64 @@ static void test_probes(void)
     cJSON_Delete(log);
 }
 
+/* Fine-tuning that is watched at several numbers of worked examples, not in ascending order. */
+#define SEVERAL                                                                                                        \
+    LEARNING " --method finetune --steps 60 --checkpoint-every 30 --max-length 20 --keep-checkpoints " PROBES          \
+             " --probe-limit 0 --probe-shots 4,0,1"
+
+/* The last probes of a run at a number of worked examples are what eval says of its last checkpoint at the same. */
+static void check_last_probe_at(const cJSON *record, const char *shots)
+{
+    static const char *const NAMES[] = {"qa", "other"};
+    const cJSON *probe = cJSON_GetObjectItem(record, "probe");
+    char *answers = text_format(SCRATCH "/several-eval/predictions/qa.%s.jsonl", shots);
+    double mean = 0;
+    for (int i = 0; i < 2; i++) {
+        double score = result_of("several-eval", NAMES[i], shots);
+        CHECK(fabs(number_in(cJSON_GetObjectItem(probe, NAMES[i]), "score") - score) < 1e-9, "%s, %s-shot: eval: %g",
+              NAMES[i], shots, score);
+        mean += score / 2;
+    }
+    CHECK(fabs(number_in(record, "mean") - mean) < 1e-9, "%s-shot: %g (eval: %g)", shots, number_in(record, "mean"),
+          mean);
+    CHECK(fabs(number_in(record, "format_ratio") - share_in_format(answers)) < 1e-9, "%s-shot: format ratio %g", shots,
+          number_in(record, "format_ratio"));
+    free(answers);
+}
+
+/* A record for each number at each due step, in the order of the option. */
+static void test_probes_at_several_shots(void)
+{
+    static const char *const SHOTS[] = {"4", "0", "1"};
+    cJSON *log;
+    const cJSON *record;
+    char *found;
+    int at = 0;
+    if (!fixture()) return;
+    write_qa();
+    make_run("several", SEVERAL);
+    make_run("several-eval", "eval --model " SCRATCH "/several/steps/model-000060 " PROBED_AT("4,0,1") " --limit 0");
+    CHECK(result_of("several-eval", "other", "4") != result_of("several-eval", "other", "0") &&
+              result_of("several-eval", "other", "4") != result_of("several-eval", "other", "1"),
+          "the test is not sharp");
+    found = log_in_short("several");
+    CHECK(strncmp(found, "model 0p 0p 0p 1 ", 17) == 0 && strstr(found, " 29 30 30d 30p 30p 30p 31 ") &&
+              strstr(found, " 59 60 60d 60p 60p 60p "),
+          "%s", found);
+    free(found);
+    log = run_log("several");
+    cJSON_ArrayForEach(record, log)
+    {
+        if (!cJSON_GetObjectItem(record, "probe")) continue;
+        CHECK(number_in(record, "shots") == atof(SHOTS[at % 3]) && number_in(record, "step") == 30 * (at / 3),
+              "record %d of probes: %g-shot at step %g", at, number_in(record, "shots"), number_in(record, "step"));
+        if (at / 3 == 2) check_last_probe_at(record, SHOTS[at % 3]);
+        at++;
+    }
+    CHECK(at == 9, "%d probes", at);
+    cJSON_Delete(log);
+}
+
 /* A figure of a run's analysis/ as it lies there, or NULL: drawn well-formed, and read back. */
 static Figure *read_figure(const char *run, const char *name)
 {
@@ -509,8 +576,9 @@ static const PlotSeries *series_of(const Plot *plot, const char *name)
     return NULL;
 }
 
-/* The figures hold the numbers of the log, at their steps, and the CSV as many lines. */
-static void check_curve(const char *run, const char *figure_name, const char *series, const char *of)
+/* The figures hold the numbers of the log at so many worked examples, at their steps. series: a probe, or what stands
+ * for the mean of them. */
+static void check_curve(const char *run, const char *figure_name, const char *series, const char *of, double shots)
 {
     Figure *figure = read_figure(run, figure_name);
     const PlotSeries *curve = figure ? series_of(figure_plot(figure), series) : NULL;
@@ -519,8 +587,8 @@ static void check_curve(const char *run, const char *figure_name, const char *se
     size_t at = 0;
     cJSON_ArrayForEach(record, log)
     {
-        if (!(probe = cJSON_GetObjectItem(record, "probe"))) continue;
-        probe = strcmp(series, "mean") == 0 ? record : cJSON_GetObjectItem(probe, series);
+        if (!(probe = cJSON_GetObjectItem(record, "probe")) || number_in(record, "shots") != shots) continue;
+        probe = strcmp(series, "qa") == 0 || strcmp(series, "other") == 0 ? cJSON_GetObjectItem(probe, series) : record;
         CHECK(curve && at < curve->n && curve->x[at] == number_in(record, "step") &&
                   (curve->y[at] == number_in(probe, of) || (isnan(curve->y[at]) && isnan(number_in(probe, of)))),
               "%s of %s, point %zu: %g at %g (expected %g)", figure_name, series, at, curve ? curve->y[at] : NAN,
@@ -547,11 +615,11 @@ static void test_analysis(void)
                "format_ratio.csv format_ratio.json format_ratio.svg held_out.csv held_out.json held_out.svg "
                "report.html tradeoff.csv tradeoff.json tradeoff.svg ",
                "analysis/");
-    check_curve("watched", "format_ratio", "qa", "format_ratio");
-    check_curve("watched", "format_ratio", "mean", "format_ratio");
-    check_curve("watched", "held_out", "qa", "score");
-    check_curve("watched", "held_out", "other", "score");
-    check_curve("watched", "held_out", "mean", "mean");
+    check_curve("watched", "format_ratio", "qa", "format_ratio", 1);
+    check_curve("watched", "format_ratio", "mean", "format_ratio", 1);
+    check_curve("watched", "held_out", "qa", "score", 1);
+    check_curve("watched", "held_out", "other", "score", 1);
+    check_curve("watched", "held_out", "mean", "mean", 1);
     log = run_log("watched"); /* dev and probes were both measured at step 60 alone */
     cJSON_ArrayForEach(record, log)
     {
@@ -573,6 +641,46 @@ static void test_analysis(void)
     free(report);
     make_run("unwatched", UNWATCHED);
     CHECK(!run_has("unwatched", "analysis"), "analysis of nothing");
+}
+
+/* Task by task the first number of --probe-shots is drawn, and the figures say which; one more has the mean at each. */
+static void test_analysis_of_several_shots(void)
+{
+    static const char *const SHOWN[][2] = {{"format_ratio", "title"}, {"held_out", "title"}, {"tradeoff", "y_label"}};
+    Figure *figure;
+    const PlotSeries *path;
+    cJSON *log;
+    const cJSON *record;
+    double mean = NAN;
+    char *names;
+    if (!fixture()) return;
+    write_qa();
+    make_run("several", SEVERAL);
+    names = list_run("several", "analysis");
+    CHECK(strstr(names, "held_out_by_shots.csv held_out_by_shots.json held_out_by_shots.svg "), "%s", names);
+    free(names);
+    check_curve("several", "held_out_by_shots", "4-shot", "mean", 4);
+    check_curve("several", "held_out_by_shots", "0-shot", "mean", 0);
+    check_curve("several", "held_out_by_shots", "1-shot", "mean", 1);
+    check_curve("several", "held_out", "other", "score", 4);
+    check_curve("several", "held_out", "mean", "mean", 4);
+    check_curve("several", "format_ratio", "mean", "format_ratio", 4);
+    for (int i = 0; i < 3; i++) {
+        char *json = text_format("analysis/%s.json", SHOWN[i][0]);
+        cJSON *of_several = run_read_json("several", json);
+        const char *text = cJSON_GetStringValue(cJSON_GetObjectItem(of_several, SHOWN[i][1]));
+        CHECK(text && strstr(text, ", 4-shot"), "%s: %s", SHOWN[i][0], text);
+        cJSON_Delete(of_several);
+        free(json);
+    }
+    log = run_log("several");
+    cJSON_ArrayForEach(record, log) if (cJSON_GetObjectItem(record, "probe") && number_in(record, "shots") == 4) mean =
+        number_in(record, "mean");
+    cJSON_Delete(log);
+    figure = read_figure("several", "tradeoff");
+    path = figure ? series_of(figure_plot(figure), "checkpoints") : NULL;
+    CHECK(path && path->n == 2 && path->y[1] == mean, "tradeoff (expected %g at last)", mean);
+    figure_free(figure);
 }
 
 /* steps/: models that eval takes, prompts that eval takes; NAME.npy: the prompt once more. */
@@ -674,6 +782,38 @@ static void test_kills_before_the_first_step(void)
         check_text(log_in_short("begin"), "model 0p 1 2 2d 2p ", "resumed");
     }
     CHECK(operation == 16, "only %ld operations", operation);
+}
+
+static int count_probes(const char *run)
+{
+    char *path = run_path(run, "log.jsonl"), *text = read_text(path);
+    int n = 0;
+    for (const char *at = text; (at = strstr(at, "\"probe\":")); at++) n++;
+    free(path);
+    free(text);
+    return n;
+}
+
+/* Dies between the records of a step, before a state was saved and after: a resumed run leaves none twice or out. */
+static void test_kills_between_probes_of_a_step(void)
+{
+#define THREEFOLD SHORT " --method finetune --steps 4" KEPT " --probe-every 2 --probe-shots 2,0,1"
+    int probes = 0, between = 0;
+    if (!fixture()) return;
+    write_qa();
+    make_run("threefold", THREEFOLD);
+    check_text(log_in_short("threefold"), "model 0p 0p 0p 1 2 2p 2p 2p 3 4 4d 4p 4p 4p ", "a record for each number");
+    for (long operation = 1; probes < 9 && operation < 200; operation++) {
+        forget_run("between");
+        CHECK(promot_with(&(Disk){.at = operation, .fate = DIE}, 0, THREEFOLD " --out " SCRATCH "/between") == -SIGKILL,
+              "not killed at operation %ld", operation);
+        probes = count_probes("between");
+        if (probes % 3 == 0) continue;
+        check_promot(THREEFOLD " --resume --out " SCRATCH "/between");
+        check_same_tree(SCRATCH "/between", SCRATCH "/threefold");
+        between++;
+    }
+    CHECK(probes == 9 && between >= 6, "%d kills between %d probes", between, probes);
 }
 
 /* Dies at each operation of the final writing in turn: model, prompts, .npy, what the probes showed. */
@@ -1239,7 +1379,8 @@ static void test_align_at_a_model(void)
     CHECK(cJSON_Compare(json, file, true), "align.json is not what was printed");
     cJSON_Delete(json);
     cJSON_Delete(file);
-    check_text(list_run("align", ""), "align.json alignment.csv alignment.json alignment.svg examples.jsonl report.html ", "--out");
+    check_text(list_run("align", ""),
+               "align.json alignment.csv alignment.json alignment.svg examples.jsonl report.html ", "--out");
 
     check_promot(ALIGN " --model " SCRATCH "/model --json");
     json = printed_json();
@@ -1360,10 +1501,13 @@ static const Test tests[] = {
     {"probes_of_promot_lora", test_probes_of_promot_lora},
     {"wrong_adapters", test_wrong_adapters},
     {"probes", test_probes},
+    {"probes_at_several_shots", test_probes_at_several_shots},
     {"analysis", test_analysis},
+    {"analysis_of_several_shots", test_analysis_of_several_shots},
     {"kept_checkpoints", test_kept_checkpoints},
     {"kills_of_promot_lora", test_kills_of_promot_lora},
     {"kills_before_the_first_step", test_kills_before_the_first_step},
+    {"kills_between_probes_of_a_step", test_kills_between_probes_of_a_step},
     {"kills_while_the_analysis_is_written", test_kills_while_the_analysis_is_written},
     {"mixtures", test_mixtures},
     {"prompts_of_several_tasks", test_prompts_of_several_tasks},

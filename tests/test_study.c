@@ -127,7 +127,8 @@ static void test_commands_of_jobs(void)
              heldout = {.part = HELDOUT, .method = PRETRAINED, .base = 1}, align = {.part = ALIGN, .method = PROMOT},
              other = {.part = OTHER_EXAMPLES, .method = PRETRAINED};
     char *command = command_of(&s, &tuning);
-    CHECK(strstr(command, "[--probe] [yesno=my tasks/yesno] [--probe-input-ending] [ <extra_id_0>] ") &&
+    CHECK(strstr(command, "[--probe] [yesno=my tasks/yesno] [--probe-input-ending] [ <extra_id_0>] "
+                          "[--probe-shots] [1,0,4] [--probe-limit] [25] ") &&
               !strstr(command, "nli_reworded") && !strstr(command, "--resume"),
           "%s", command);
     check_begins(command, "[promot] [train] [--model] [base one] [--task] [rte=my tasks/nli] [--keep-checkpoints] "
@@ -415,6 +416,93 @@ static void test_numbers_over_seeds(void)
     CHECK(cJSON_GetArraySize(list) == 3 && cJSON_IsNull(cJSON_GetArrayItem(list, 0)) &&
           cJSON_IsNull(cJSON_GetArrayItem(list, 1)) && record_number(cJSON_GetArrayItem(list, 2), "mean") == 8);
     CHECK(cJSON_IsNull(at(json, "none")) && is_text(json, "text", "stays"));
+    cJSON_Delete(json);
+}
+
+/* Two seeds with the same log: a record for each number of worked examples is one point of as many curves. */
+static void test_curves_of_a_log(void)
+{
+    static const char log[] =
+        "{\"step\": 0, \"shots\": 1, \"mean\": 90, \"format_ratio\": 1, \"probe\": {\"qa\": {\"format_ratio\": 2}}}\n"
+        "{\"step\": 0, \"shots\": 0, \"mean\": 30, \"format_ratio\": 3, \"probe\": {\"qa\": {\"format_ratio\": 4}}}\n"
+        "{\"step\": 10, \"mean\": 99, \"dev\": {\"rte\": 99}}\n"
+        "{\"step\": 10, \"shots\": 1, \"mean\": 80, \"format_ratio\": 5, \"probe\": {\"qa\": {\"format_ratio\": 6}}}\n"
+        "{\"step\": 10, \"shots\": 0, \"mean\": 20, \"format_ratio\": 7, \"probe\": {\"qa\": {\"format_ratio\": 8}}}\n";
+    static const char curves[] = "{\"step\": [0, 10], \"target\": [{\"values\": []}, {\"values\": [99, 99]}],"
+                                 " \"heldout\": {\"1\": [{\"values\": [90, 90]}, {\"values\": [80, 80]}],"
+                                 " \"0\": [{\"values\": [30, 30]}, {\"values\": [20, 20]}]},"
+                                 " \"format_ratio\": {\"1\": [{\"values\": [1, 1]}, {\"values\": [5, 5]}],"
+                                 " \"0\": [{\"values\": [3, 3]}, {\"values\": [7, 7]}]},"
+                                 " \"qa_format_ratio\": {\"1\": [{\"values\": [2, 2]}, {\"values\": [6, 6]}],"
+                                 " \"0\": [{\"values\": [4, 4]}, {\"values\": [8, 8]}]}}";
+    cJSON *curve = cJSON_CreateObject(), *expected = cJSON_Parse(curves);
+    Error error = {0};
+    char *text;
+    make_up_run(SCRATCH "-unit/run", log);
+    for (int seed = 0; seed < 2; seed++) CHECK(add_curves(SCRATCH "-unit/run", curve, &error) == 0, "%s", error.text);
+    text = cJSON_PrintUnformatted(curve);
+    CHECK(cJSON_Compare(curve, expected, true), "%s", text);
+    free(text);
+    make_up_run(SCRATCH "-unit/run", LOG);
+    CHECK(add_curves(SCRATCH "-unit/run", curve, &error) == -1 && error.exit_code == EXIT_FAILED &&
+              strstr(error.text, "run/log.jsonl: shots is not there"),
+          "probes that do not say how they asked: %s", error.text);
+    cJSON_Delete(expected);
+    cJSON_Delete(curve);
+}
+
+/* A list of two numbers, the first of which may be left out: NAN. */
+static void add_two(cJSON *curve, const char *what, const char *shots, double first, double second)
+{
+    cJSON *to = shots ? object_at(curve, what) : curve;
+    add_value_at(to, shots ? shots : what, 0, first);
+    add_value_at(to, shots ? shots : what, 1, second);
+}
+
+/* What study_print says of curves: as a child of this process, for its output goes to a file. */
+static void test_printed_curves(void)
+{
+    static const char expected[] =
+        "\nAlong training: the trained task on dev rows, held-out tasks after one example (25 test rows of each at "
+        "most),\npercent of their answers in the format\n"
+        "                plain fine-tuning                     ProMoT         cosine with format\n"
+        "step     target held-out   format   target held-out   format    without prompt     with\n"
+        "0             -     11.0     17.0        -     41.0     47.0              0.99     0.25\n"
+        "100        51.0     21.0     27.0     81.0     52.0     57.0                 -     0.50\n"
+        "\nThe held-out tasks along training, by the number of worked examples\n"
+        "                plain fine-tuning                     ProMoT\n"
+        "step          0        1        4        0        1        4\n"
+        "0          10.0     11.0     14.0     40.0     41.0     44.0\n"
+        "100        20.0     21.0     24.0     50.0     52.0     54.0\n";
+    static const char *const METHODS[] = {"finetune", "promot"};
+    cJSON *json = cJSON_CreateObject(), *alignment = object_at(json, "alignment");
+    pid_t pid;
+    for (int m = 0; m < 2; m++) {
+        cJSON *curve = object_at(object_at(json, "curves"), METHODS[m]);
+        static const double STEPS[] = {0, 100};
+        cJSON_AddItemToObject(curve, "step", cJSON_CreateDoubleArray(STEPS, 2));
+        add_two(curve, "target", NULL, NAN, 51 + 30 * m);
+        add_two(curve, "heldout", "1", 11 + 30 * m, 21 + 31 * m);
+        add_two(curve, "heldout", "0", 10 + 30 * m, 20 + 30 * m);
+        add_two(curve, "heldout", "4", 14 + 30 * m, 24 + 30 * m);
+        add_two(curve, "format_ratio", "0", 1, 2);
+        add_two(curve, "format_ratio", "1", 17 + 30 * m, 27 + 30 * m);
+    }
+    add_two(object_at(alignment, "without_prompt"), "cosine", NULL, 0.99, NAN);
+    add_two(object_at(alignment, "with_prompt"), "cosine", NULL, 0.25, 0.5);
+    finish_numbers(json);
+    fresh_directory(SCRATCH "-unit");
+    fflush(NULL);
+    pid = fork();
+    if (pid == 0) {
+        if (!freopen(SCRATCH "-unit/printed", "w", stdout)) _exit(99);
+        print_curves(json);
+        print_curves_by_shots(json);
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid(pid, NULL, 0);
+    check_text(read_text(SCRATCH "-unit/printed"), expected, "curves");
     cJSON_Delete(json);
 }
 
@@ -712,12 +800,48 @@ static void check_number(const cJSON *json, const char *name)
           "%s is no number over one seed", name);
 }
 
+/* The curves of the one seed are what its run's log says, at each number of worked examples. */
+static void check_curves(const cJSON *results, const char *method)
+{
+    char *path = text_format(SCRATCH "/whole/seed-0/%s/log.jsonl", method);
+    const cJSON *curve = at(at(results, "curves"), method);
+    Lines lines = {0};
+    Error error = {0};
+    int probes = 0;
+    CHECK(lines_read(&lines, path, &error) == 0, "%s", error.text);
+    for (size_t i = 0; i < lines.count; i++) {
+        cJSON *record = cJSON_Parse(lines.text[i]);
+        char *shots = text_format("%g", number_in(record, "shots"));
+        if (at(record, "probe")) {
+            int place = probes++ / 3; /* three records for each step */
+            CHECK(cJSON_GetArrayItem(at(curve, "step"), place)->valuedouble == number_in(record, "step"));
+            CHECK(number_in(cJSON_GetArrayItem(at(at(curve, "heldout"), shots), place), "mean") ==
+                          number_in(record, "mean") &&
+                      number_in(cJSON_GetArrayItem(at(at(curve, "format_ratio"), shots), place), "mean") ==
+                          number_in(record, "format_ratio") &&
+                      number_in(cJSON_GetArrayItem(at(at(curve, "qa_format_ratio"), shots), place), "mean") ==
+                          number_in(at(at(record, "probe"), "qa"), "format_ratio"),
+                  "%s, %s-shot, point %d: %s", method, shots, place, lines.text[i]);
+        }
+        free(shots);
+        cJSON_Delete(record);
+    }
+    CHECK(probes == 3 * 11 && cJSON_GetArraySize(at(curve, "step")) == 11, "%s: %d", path, probes);
+    for (int k = 0; k < 3; k++) {
+        static const char *const SHOTS[] = {"0", "1", "4"};
+        CHECK(cJSON_GetArraySize(at(at(curve, "heldout"), SHOTS[k])) == 11, "%s-shot", SHOTS[k]);
+    }
+    lines_free(&lines);
+    free(path);
+}
+
 static void test_results_of_a_study(void)
 {
-    static const char
-        *const KEYS[] = {"seeds",   "model",  "settings",  "first_rule", "target", "heldout", "related", "methods",
-                         "context", "curves", "alignment", "samples",    "bases",  "finding", "checks",  "commands"},
-               *const METHODS[] = {"pretrained", "finetune", "prompt", "promot"}, *const SHOTS[] = {"0", "1", "4"};
+    static const char *const KEYS[] = {"seeds",   "model",   "settings",   "first_rule", "target",    "heldout",
+                                       "related", "methods", "context",    "curves",     "alignment", "samples",
+                                       "bases",   "finding", "curve_rows", "checks",     "commands"},
+                             *const METHODS[] = {"pretrained", "finetune", "prompt", "promot"},
+                             *const SHOTS[] = {"0", "1", "4"};
     cJSON *json;
     const cJSON *methods;
     if (!whole()) return;
@@ -740,7 +864,10 @@ static void test_results_of_a_study(void)
             check_number(at(at(method, "task_format_ratio"), "nli_reworded"), SHOTS[k]);
         }
     }
-    CHECK(cJSON_GetArraySize(at(at(at(json, "curves"), "promot"), "step")) == 11 && !at(at(json, "curves"), "prompt"));
+    CHECK(number_in(json, "curve_rows") == 25 && !at(at(json, "curves"), "prompt"));
+    CHECK(strstr(cJSON_GetStringValue(at(at(json, "settings"), "along training")), "--probe-limit 25"));
+    check_curves(json, "finetune");
+    check_curves(json, "promot");
     CHECK(cJSON_IsNull(cJSON_GetArrayItem(at(at(at(json, "curves"), "finetune"), "target"), 0)));
     CHECK(cJSON_GetArraySize(at(at(at(json, "alignment"), "with_prompt"), "cosine")) == 11);
     CHECK(strncmp(cJSON_GetStringValue(at(json, "finding")), "Inconclusive, ", 14) == 0);
@@ -777,6 +904,8 @@ static void test_outputs_of_a_study(void)
           "%s", text);
     /* The curves: eleven checkpoints, the first before any step, where no dev score is. */
     CHECK(strstr(text, "\n0             -     ") && strstr(text, "\n100     "), "%s", text);
+    CHECK(strstr(text, " after one example (25 test rows of each at most),\n"), "%s", text);
+    CHECK(strstr(text, "\nThe held-out tasks along training, by the number of worked examples\n"), "%s", text);
     CHECK(!strchr(text, '\r') && !strchr(text, '\033') && count_of(text, "\n    expected ") == 5);
     /* Whatever a model says, a sample stays on its line, which is indented. */
     for (const char *line = strchr(strstr(text, "\nThe first question of ") + 1, '\n'); line;
@@ -983,6 +1112,9 @@ static void test_damaged_results(void)
         {"/seed-0/promot/analysis/align.json", "{\"points\": [1, 2]}", "analysis: step is not there"},
         {"/seed-0/promot/analysis/align.json", "{}", "points are not there"},
         {"/seed-0/promot/log.jsonl", "", "log.jsonl: ends before the last step"},
+        {"/seed-0/promot/log.jsonl",
+         "{\"step\": 100, \"mean\": 9, \"dev\": {}}\n{\"step\": 100, \"mean\": 9, \"probe\": {}}\n",
+         "promot/log.jsonl: shots is not there"},
         {"/seed-0/eval/finetune/target/results.json", "null", NULL},
         {"/commands.sh", "null", NULL},
     };
@@ -1176,14 +1308,14 @@ __attribute__((format(printf, 2, 3))) static void check_says(const char *text, c
     CHECK(strstr(text, expected), "it does not say: %s", expected);
 }
 
-/* A mean of a curve at a step. */
+/* A mean of a curve at 1 shot, at a step. */
 static double curve_at(const cJSON *curve, const char *what, double step)
 {
     const cJSON *steps = at(curve, "step"), *s;
     int place = 0;
     cJSON_ArrayForEach(s, steps)
     {
-        if (s->valuedouble == step) return record_number(cJSON_GetArrayItem(at(curve, what), place), "mean");
+        if (s->valuedouble == step) return record_number(cJSON_GetArrayItem(at(at(curve, what), "1"), place), "mean");
         place++;
     }
     return NAN;
@@ -1214,6 +1346,8 @@ static void test_demo_readme(void)
     papers = at(at(results, "curves"), "paper-finetune");
     check_says(text, "The model answers %.0f of 100 held-out questions after one example, %.0f without any; ",
                MEAN_AT(m, "pretrained", "heldout", "1"), MEAN_AT(m, "pretrained", "heldout", "0"));
+    check_says(text, "on the first %.0f test rows of each task (`--probe-shots 1,0,4 --probe-limit %.0f`)",
+               record_number(results, "curve_rows"), record_number(results, "curve_rows"));
     check_says(text,
                "without the reading task, %.1f after one of the task itself and %.1f after one of the reading task.",
                MEAN_AT(results, "context", "own"), MEAN_AT(results, "context", "other"));
@@ -1227,7 +1361,7 @@ static void test_demo_readme(void)
     CHECK(reached(results, "fine-tuning: answers in the trained format, closed-book questions' less the average") == 0);
     check_says(text, "fine-tuning answers True or False to %.0f %% of them, to %.0f %% of all tasks' questions",
                MEAN_AT(m, "finetune", "task_format_ratio", "qa", "1"), MEAN_AT(m, "finetune", "format_ratio", "1"));
-    check_says(text, "it is %.0f %% of them and %.0f %% of all at step 300, %.0f %% of both at the end.",
+    check_says(text, "the curves have %.0f %% of them and %.0f %% of all at step 300, %.0f %% of both at the end.",
                curve_at(papers, "qa_format_ratio", 300), curve_at(papers, "format_ratio", 300),
                fmin(curve_at(papers, "qa_format_ratio", 1000), curve_at(papers, "format_ratio", 1000)));
     check_says(text, "On the second model they are ahead of it: %.0f %% of them, %.0f %% of all.",
@@ -1242,7 +1376,7 @@ static void test_demo_readme(void)
                MEAN_AT(m, "paper-promot", "heldout", "1"));
     check_says(text, "with %.0f %% of its answers in the trained format.",
                MEAN_AT(m, "paper-promot", "format_ratio", "1"));
-    kept = at(cJSON_GetArrayItem(at(at(at(results, "curves"), "paper-promot"), "heldout"), 10), "values");
+    kept = at(at(at(at(m, "paper-promot"), "heldout"), "1"), "values");
     check_says(text, "at the constant rate they end at %.0f and %.0f.", cJSON_GetArrayItem(kept, 0)->valuedouble,
                cJSON_GetArrayItem(kept, 1)->valuedouble);
     CHECK(reached(results, "ProMoT: the related task, percent right of its answers in the trained format") == 0);
@@ -1344,6 +1478,8 @@ static const Test tests[] = {
     {"plan", test_plan},
     {"seconds_left", test_seconds_left},
     {"numbers_over_seeds", test_numbers_over_seeds},
+    {"curves_of_a_log", test_curves_of_a_log},
+    {"printed_curves", test_printed_curves},
     {"finding", test_finding},
     {"checks", test_checks},
     {"checks_of_the_full_study", test_checks_of_the_full_study},
