@@ -4854,7 +4854,7 @@ size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool
 
 /* What greedy decoding has of the head beside the head itself. A sketch takes about as long to make as SKETCH_AFTER
  * steps take without one, so whoever wants only a few tokens need not pay for it. */
-enum { SKETCH_AFTER = 8 };
+enum { SKETCH_AFTER = 4 };
 typedef struct {
     size_t steps; /* that a sketch would have made faster */
     HeadSketch *sketch;
