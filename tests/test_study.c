@@ -1364,9 +1364,15 @@ static void test_demo_readme(void)
     check_says(text, "the curves have %.0f %% of them and %.0f %% of all at step 300, %.0f %% of both at the end.",
                curve_at(papers, "qa_format_ratio", 300), curve_at(papers, "format_ratio", 300),
                fmin(curve_at(papers, "qa_format_ratio", 1000), curve_at(papers, "format_ratio", 1000)));
-    check_says(text, "On the second model they are ahead of it: %.0f %% of them, %.0f %% of all.",
+    check_says(text, "On the second model they lag behind as well: %.0f %% of them, %.0f %% of all.",
                MEAN_AT(other, "finetune", "task_format_ratio", "qa", "1"),
                MEAN_AT(other, "finetune", "format_ratio", "1"));
+    CHECK(reached(results,
+                  "base 2, fine-tuning: answers in the trained format, closed-book questions' less the average") == 0);
+    CHECK(reached(results, "base 2, ProMoT: answers in the trained format, percent") == 0);
+    check_says(text, "in 2 of 100 cases at most, and are in %.1f.", MEAN_AT(other, "promot", "format_ratio", "1"));
+    check_says(text, "When the task is first learnt it is %.1f of 100.",
+               MEAN_AT(other, "promot", "first", "format_ratio", "1"));
     CHECK(reached(results, "ProMoT, paper's settings: held-out tasks, percent of before") == 0 &&
           reached(results, "ProMoT, paper's settings: answers in the trained format, percent") == 0);
     check_says(text,
