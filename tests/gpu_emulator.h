@@ -1124,7 +1124,8 @@ inline const bool counts_are_written = atexit(write_counts) == 0;
 inline cudaError_t allocate(void **memory, size_t bytes, bool on_device)
 {
     machine.allocations++;
-    if (on_device && machine.memory - machine.memory_used < bytes) return cudaErrorMemoryAllocation;
+    const size_t host_memory = (size_t)1 << 40; /* more than the sanitizer's allocator bears to be asked for */
+    if (bytes > (on_device ? machine.memory - machine.memory_used : host_memory)) return cudaErrorMemoryAllocation;
     if (posix_memalign(memory, 256, bytes + (EMULATOR_ASAN ? 0 : GUARD_BYTES))) return cudaErrorMemoryAllocation;
     memset(*memory, POISON, bytes);
     if (!EMULATOR_ASAN) memset((char *)*memory + bytes, GUARD, GUARD_BYTES);
