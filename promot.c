@@ -492,6 +492,41 @@ int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
     return 0;
 }
 
+/* The host is the device: whatever lies on the one is on the other. */
+void device_stream_weights(Device *dev)
+{
+    (void)dev;
+}
+
+weight_t *weights_alloc_model(const Device *dev, size_t n)
+{
+    (void)dev;
+    return weights_alloc(n);
+}
+
+bool weights_are_streamed(const weight_t *weights)
+{
+    (void)weights;
+    return false;
+}
+
+size_t weights_device_bytes(const weight_t *weights, size_t n)
+{
+    (void)weights;
+    return n * sizeof *weights;
+}
+
+int weights_keep(const weight_t *first, size_t n, size_t count, size_t stride, Error *error)
+{
+    (void)first, (void)n, (void)count, (void)stride, (void)error;
+    return 0;
+}
+
+void weights_stream(Device *dev, WeightPiece now, WeightPiece next)
+{
+    (void)dev, (void)now, (void)next;
+}
+
 void weights_copy(Device *dev, weight_t *to, const weight_t *from, size_t n)
 {
     device_copy(dev, to, from, n * sizeof *to);
@@ -2807,14 +2842,46 @@ static void table_free(Model *model)
     free(model->tensors);
 }
 
+/* How far apart the same tensor of two neighbouring layers lies, in elements. */
+static size_t layer_stride(const Stack *stack)
+{
+    return stack->n_layers > 1 ? stack->layers[1].self_q->offset - stack->layers[0].self_q->offset : 0;
+}
+
+/* All weights of a layer: they lie one behind another. */
+static WeightPiece layer_weights(const Stack *stack, size_t l)
+{
+    const Tensor *first = stack->layers[l].self_norm, *last = stack->layers[l].wo;
+    return (WeightPiece){first->data, last->offset + last->rows * last->columns - first->offset};
+}
+
+static bool is_of_a_layer(const Model *model, const Tensor *tensor)
+{
+    return strstr(tensor->name, ".block.") && tensor != model->encoder.relative_bias &&
+           tensor != model->decoder.relative_bias;
+}
+
+/* Where weights are streamed, a layer at a time comes to the device. What is used between layers stays there, and what
+ * is used for all of them at once: the decoder's cross_k and cross_v. */
+static int weights_keep_all_but_layers(const Model *model, Error *error)
+{
+    const Stack *decoder = &model->decoder;
+    const Tensor *k = decoder->layers[0].cross_k; /* and v behind it */
+    for (size_t i = 0; i < model->n_tensors; i++) {
+        const Tensor *t = &model->tensors[i];
+        if (!is_of_a_layer(model, t) && weights_keep(t->data, t->rows * t->columns, 1, 0, error)) return -1;
+    }
+    return weights_keep(k->data, 2 * k->rows * k->columns, decoder->n_layers, layer_stride(decoder), error);
+}
+
 static int weights_allocate(Model *model, Error *error)
 {
-    model->weights = weights_alloc(model->n_weights);
+    model->weights = weights_alloc_model(model->dev, model->n_weights);
     if (!model->weights)
         return error_set(error, EXIT_FAILED, "memory: no room for the weights (%.1f GB)",
                          (double)(model->n_weights * WEIGHT_BYTES) / 1e9);
     for (size_t i = 0; i < model->n_tensors; i++) model->tensors[i].data = model->weights + model->tensors[i].offset;
-    return 0;
+    return weights_are_streamed(model->weights) ? weights_keep_all_but_layers(model, error) : 0;
 }
 
 /* --- from and to a Hugging Face directory */
@@ -3731,12 +3798,6 @@ static void mlp_forward(Pass *pass, const Stack *stack, size_t l, act_t *out)
     project_and_add(pass, out, a->mlp_x, pass->hidden, w->wo, seqs, dropout_at(pass, stack, l, DROP_MLP));
 }
 
-/* How far apart the same tensor of two neighbouring layers lies, in elements. */
-static size_t layer_stride(const Stack *stack)
-{
-    return stack->n_layers > 1 ? stack->layers[1].self_q->offset - stack->layers[0].self_q->offset : 0;
-}
-
 /* The keys and values that all layers of the decoder have of the encoder's output: it is the same for all of them. */
 static void cross_kv_forward(const Model *model, act_t *cross_kv, const act_t *encoder_out, size_t rows)
 {
@@ -3744,6 +3805,28 @@ static void cross_kv_forward(const Model *model, act_t *cross_kv, const act_t *e
     const Tensor *k = decoder->layers[0].cross_k; /* and v behind it */
     linear_forward_layers(model->dev, cross_kv, encoder_out, k->data, rows, k->columns, 2 * k->rows, decoder->n_layers,
                           layer_stride(decoder), rows * 2 * k->rows);
+}
+
+/* Layer l is in turn on the way forward; the one above it will be, and after the encoder's last the decoder's first. */
+static void enter_layer_forward(const Model *model, const Stack *stack, size_t l)
+{
+    WeightPiece next = {0};
+    if (l + 1 < stack->n_layers)
+        next = layer_weights(stack, l + 1);
+    else if (!stack->is_decoder)
+        next = layer_weights(&model->decoder, 0);
+    weights_stream(model->dev, layer_weights(stack, l), next);
+}
+
+/* The same on the way back. */
+static void enter_layer_backward(const Model *model, const Stack *stack, size_t l)
+{
+    WeightPiece next = {0};
+    if (l > 0)
+        next = layer_weights(stack, l - 1);
+    else if (stack->is_decoder)
+        next = layer_weights(&model->encoder, model->encoder.n_layers - 1);
+    weights_stream(model->dev, layer_weights(stack, l), next);
 }
 
 /* Embedding, layers, final norm; dropout after the first and the last. */
@@ -3762,6 +3845,7 @@ static void stack_forward(Pass *pass, const Stack *stack)
     dropout_forward(model->dev, acts->layers[0].x, seqs, c->d_model, &dropout_in);
     for (size_t l = 0; l < stack->n_layers; l++) {
         LayerActivations *a = &acts->layers[l];
+        enter_layer_forward(model, stack, l);
         self_attention_forward(pass, stack, l, stack->is_decoder ? a->cross_x : a->mlp_x);
         if (stack->is_decoder) cross_attention_forward(pass, stack, l, a->mlp_x);
         mlp_forward(pass, stack, l, l + 1 < stack->n_layers ? acts->layers[l + 1].x : acts->x);
@@ -4016,6 +4100,7 @@ static void stack_backward(Pass *pass, const Gradients *grads, const Stack *stac
     if (bias_wanted) gradient_place_to_add(grads, model, stack->relative_bias, stack->relative_bias->rows);
     for (size_t l = stack->n_layers; l-- > 0;) {
         bool stop_here = stack->is_decoder && l == 0 && !trained_below(model, grads, stack, lowest->cross_k);
+        enter_layer_backward(model, stack, l);
         mlp_backward(pass, grads, stack, l);
         if (stack->is_decoder) cross_attention_backward(pass, grads, stack, l, stop_here);
         if (stop_here) return;
@@ -4270,8 +4355,7 @@ static int prompt_write_npy(const Model *model, const Prompts *prompts, size_t w
 /* Can this tensor be a target: is it a matrix of a layer? */
 static bool lora_can_target(const Model *model, const Tensor *tensor)
 {
-    return strstr(tensor->name, ".block.") && !tensor->is_vector && tensor != model->encoder.relative_bias &&
-           tensor != model->decoder.relative_bias;
+    return is_of_a_layer(model, tensor) && !tensor->is_vector;
 }
 
 /* PEFT's rule for target_modules: a module's name is the target, or ends with a dot and the target. */
@@ -4339,7 +4423,12 @@ static void lora_free(Lora *lora)
 /* Attaches an adapter whose A and B are not set yet. wanted is taken over. One that is there makes room. */
 static int lora_attach(Model *model, bool *wanted, size_t rank, double alpha, bool rank_stabilised, Error *error)
 {
-    Lora *lora = host_alloc(1, sizeof *lora);
+    Lora *lora;
+    if (weights_park(model->dev, model->weights, false, error)) { /* W is about to change */
+        free(wanted);
+        return -1;
+    }
+    lora = host_alloc(1, sizeof *lora);
     *lora = (Lora){.rank = rank, .alpha = alpha, .rank_stabilised = rank_stabilised, .wanted = wanted};
     lora->scale = (float)(alpha / (rank_stabilised ? sqrt((double)rank) : (double)rank));
     lora->targets = host_alloc(model->n_tensors, sizeof *lora->targets);
@@ -5055,7 +5144,11 @@ static void decoder_step(Decoder *d, size_t step, const size_t *live, size_t n_l
     free(places);
 
     embedding_forward(model->dev, d->x, model->shared->data, NULL, d->ids, rows, D);
-    for (size_t l = 0; l < c->num_decoder_layers; l++) decoder_layer_step(d, l, step, rows, &queries, &keys);
+    for (size_t l = 0; l < c->num_decoder_layers; l++) {
+        weights_stream(model->dev, layer_weights(&model->decoder, l),
+                       layer_weights(&model->decoder, (l + 1) % c->num_decoder_layers)); /* of the next token */
+        decoder_layer_step(d, l, step, rows, &queries, &keys);
+    }
     rmsnorm_forward(model->dev, d->y, d->rstd, d->x, model->decoder.final_norm->data, rows, D, c->layer_norm_epsilon);
     if (c->tied_head) scale_forward(model->dev, d->y, head_scale(c), rows * D);
     if (decoder_best_words(d, rows, logp, words)) return;
@@ -6209,6 +6302,34 @@ static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_promp
            2 * n_prompt_rows * c->d_model * WEIGHT_BYTES + moments * sizeof(stat_t) +
            pass_bytes(c, source_rows, target_rows, PASS_TRAIN, recomputed);
 }
+
+/* What it takes to stream a model's layers, in bytes. */
+typedef struct {
+    size_t resident; /* on the device: what is kept there, and two slots for layers */
+    size_t layers;   /* of all layers: what a way through the network brings to the device */
+} Streaming;
+
+static Streaming streaming_of(const T5Config *c)
+{
+    Model model = {.config = *c};
+    const Stack *const stacks[] = {&model.encoder, &model.decoder};
+    Streaming streaming;
+    size_t kept, slot = 0, layers = 0;
+    table_build(&model);
+    kept = c->num_decoder_layers * 2 * model.decoder.layers[0].cross_k->rows * c->d_model;
+    for (size_t i = 0; i < model.n_tensors; i++) {
+        const size_t n = model.tensors[i].rows * model.tensors[i].columns;
+        *(is_of_a_layer(&model, &model.tensors[i]) ? &layers : &kept) += n;
+    }
+    for (size_t s = 0; s < 2; s++) slot = max_size(slot, layer_weights(stacks[s], 0).n);
+    layers -= c->num_decoder_layers * 2 * model.decoder.layers[0].cross_k->rows * c->d_model; /* they are kept */
+    streaming = (Streaming){(kept + 2 * slot) * sizeof(weight_t), layers * sizeof(weight_t)};
+    table_free(&model);
+    return streaming;
+}
+
+/* Said where streaming is told about: what a PCIe 4 slot of 16 lanes gives, roughly, in bytes a second. */
+static const double PCIE_RATE = 25e9;
 
 /* The fewest recomputed layers with which a stage takes `surplus` bytes less than without any, or all of them where
  * that is not to be had. */

@@ -74,6 +74,25 @@ void weights_free(weight_t *weights);
  * place back, until the weights are to be trained (parked: false); whole or parked, they can be uploaded, downloaded
  * and copied. A CPU has no halves, and nothing happens. -1: no memory. */
 int weights_park(Device *dev, weight_t *weights, bool parked, Error *error);
+
+/* A model's weights. Where a card has no room for both halves, the lower ones are parked from the start; where it has
+ * none for the upper ones either, they are *streamed*: all of them stay on the host. Kernels read those of them that
+ * are kept on the card, and the piece that is in turn, which comes to the card while the one before it is read.
+ * Streamed weights are frozen, and nothing but uploads changes them. A CPU streams nothing. */
+typedef struct {
+    const weight_t *first;
+    size_t n;
+} WeightPiece;
+
+void device_stream_weights(Device *dev);                    /* those of all models to come, whatever room there is */
+weight_t *weights_alloc_model(const Device *dev, size_t n); /* NULL: no memory; freed by weights_free */
+bool weights_are_streamed(const weight_t *weights);
+size_t weights_device_bytes(const weight_t *weights, size_t n); /* that an allocation of n takes on the device now */
+/* Keeps `count` pieces of streamed weights on the card, each of n elements, `stride` elements apart. -1: no memory. */
+int weights_keep(const weight_t *first, size_t n, size_t count, size_t stride, Error *error);
+/* From here on kernels read `now`, and the next call's will probably be `next` (n 0: not known). Nothing happens for
+ * weights that are not streamed. */
+void weights_stream(Device *dev, WeightPiece now, WeightPiece next);
 void device_clear(Device *dev, void *memory, size_t bytes);
 void device_copy(Device *dev, void *to, const void *from, size_t bytes);
 void device_upload(Device *dev, void *to, const void *host, size_t bytes); /* raw bytes: indices */

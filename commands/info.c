@@ -17,9 +17,15 @@ enum { METHODS_FORETOLD = sizeof methods_foretold / sizeof *methods_foretold };
 
 /* How a method fits into the memory that there is. */
 typedef struct {
-    bool fits;
+    bool fits, streamed;             /* streamed: the weights have no room, see weights_stream */
     size_t bytes, micro, recomputed; /* recomputed: encoder layers, see Pass */
 } MemoryPlan;
+
+/* Would a model of frozen weights be streamed in so much memory? */
+static bool would_be_streamed(const Options *o, size_t n_weights, size_t available)
+{
+    return ON_A_CARD && (option_true(o, OPT_STREAM) || (available && n_weights * sizeof(weight_t) > available));
+}
 
 static size_t micro_batch(const Options *o)
 {
@@ -42,13 +48,15 @@ static MemoryPlan plan_memory(const Options *o, const T5Config *c, size_t n_weig
 {
     const size_t S = option_size(o, OPT_INPUT_LENGTH), T = option_size(o, OPT_TARGET_LENGTH),
                  P = m->uses_prompts ? option_size(o, OPT_PROMPT_LENGTH) : 0;
-    MemoryPlan plan = {.micro = micro_batch(o)};
+    MemoryPlan plan = {.micro = micro_batch(o),
+                       .streamed = !m->trains_model && would_be_streamed(o, n_weights, available)};
+    const size_t saved = plan.streamed ? n_weights * sizeof(weight_t) - streaming_of(c).resident : 0;
     for (;; plan.micro = (plan.micro + 1) / 2) {
         plan.recomputed = 0;
-        plan.bytes = foretell(o, c, n_weights, m, plan.micro, 0);
+        plan.bytes = foretell(o, c, n_weights, m, plan.micro, 0) - saved;
         if (plan.bytes > available) {
             plan.recomputed = recomputed_to_save(c, plan.micro * (P + S), plan.micro * T, plan.bytes - available);
-            plan.bytes = foretell(o, c, n_weights, m, plan.micro, plan.recomputed);
+            plan.bytes = foretell(o, c, n_weights, m, plan.micro, plan.recomputed) - saved;
         }
         plan.fits = plan.bytes <= available;
         if (plan.fits || plan.micro == 1) return plan;
@@ -71,19 +79,37 @@ static size_t foretell_decoding(const Options *o, const T5Config *c, size_t n_we
     return PROCESS_BYTES + n_weights * WEIGHT_BYTES + decoding_bytes(c, BEAMS, T, S, DECODE_INPUTS);
 }
 
+/* The bytes that a step of training brings to the device: every layer once forward and once back, for each
+ * micro-batch. */
+static double streamed_each_step(const Options *o, const T5Config *c, size_t micro)
+{
+    return 2.0 * (double)streaming_of(c).layers * ceil((double)option_size(o, OPT_BATCH) / (double)micro);
+}
+
+static void print_streaming(const Options *o, const T5Config *c, size_t micro)
+{
+    const double step = streamed_each_step(o, c, micro);
+    printf(
+        "\n                           weights: %.2f GB resident, %.0f GB streamed a step, at least %.2f s at %.0f GB/s",
+        (double)streaming_of(c).resident / 1e9, step / 1e9, step / PCIE_RATE, PCIE_RATE / 1e9);
+}
+
 /* "  train --method M   N GB", and how it fits where it does not at once. */
 static void print_method(const Options *o, const T5Config *c, size_t n_weights, const Method *m, size_t available)
 {
     const size_t bytes = foretell(o, c, n_weights, m, micro_batch(o), 0);
     printf("  train --method %-8s  %6.2f GB", m->name, (double)bytes / 1e9);
-    if (available && bytes > available) {
+    if (available && (bytes > available || (!m->trains_model && would_be_streamed(o, n_weights, available)))) {
         const MemoryPlan plan = plan_memory(o, c, n_weights, m, available);
         printf(", of %.2f GB that there are", (double)available / 1e9);
         fputs(plan.fits ? ": fits with" : ": does not fit", stdout);
         if (plan.fits && plan.micro < micro_batch(o)) printf(" --micro-batch %zu", plan.micro);
         if (plan.fits && plan.recomputed)
             printf("%s %zu layers recomputed", plan.micro < micro_batch(o) ? " and" : "", plan.recomputed);
+        if (plan.fits && plan.streamed)
+            printf("%s layers streamed", plan.micro < micro_batch(o) || plan.recomputed ? " and" : "");
         if (plan.fits) printf(" (%.2f GB)", (double)plan.bytes / 1e9);
+        if (plan.fits && plan.streamed) print_streaming(o, c, plan.micro);
     }
     putchar('\n');
 }
@@ -113,7 +139,13 @@ static void info_print(const Options *o, const Model *model, const char *storage
     for (size_t i = 0; i < METHODS_FORETOLD; i++) print_method(o, c, model->n_weights, &methods_foretold[i], available);
     printf("  train --method lora      %6.2f GB\n", (double)foretell_lora(o, c, model->n_weights, false) / 1e9);
     printf("  train --method promot-lora %4.2f GB\n", (double)foretell_lora(o, c, model->n_weights, true) / 1e9);
-    printf("  eval, 4 beams            %6.2f GB\n", (double)foretell_decoding(o, c, model->n_weights) / 1e9);
+    printf("  eval, 4 beams            %6.2f GB", (double)foretell_decoding(o, c, model->n_weights) / 1e9);
+    if (would_be_streamed(o, model->n_weights, available))
+        printf(", of %.2f GB that there are: with layers streamed %.2f GB", (double)available / 1e9,
+               (double)(foretell_decoding(o, c, model->n_weights) - model->n_weights * WEIGHT_BYTES +
+                        streaming_of(c).resident) /
+                   1e9);
+    putchar('\n');
 }
 
 /* The memory that there is, and how each method fits into it. */
@@ -131,6 +163,9 @@ static void add_plans(cJSON *json, const Options *o, const T5Config *c, size_t n
         cJSON_AddNumberToObject(one, "micro_batch", (double)plan.micro);
         cJSON_AddNumberToObject(one, "recomputed", (double)plan.recomputed);
         cJSON_AddNumberToObject(one, "bytes", (double)plan.bytes);
+        if (!plan.streamed) continue;
+        cJSON_AddNumberToObject(one, "resident_weights", (double)streaming_of(c).resident);
+        cJSON_AddNumberToObject(one, "streamed_each_step", streamed_each_step(o, c, plan.micro));
     }
 }
 

@@ -68,6 +68,7 @@ enum {
     X(BATCH_FILE, "batch", TEXT, NULL, 0, 0, FOR_DUMP, "FILE", "safetensors with input_ids, labels and, if wanted, prompt") \
     X(MICRO_BATCH, "micro-batch", WHOLE, "0", 0, 1e6, FOR_TRAINING | FOR_INFO, "N", "examples at a time (0: the whole batch)") \
     X(RECOMPUTE, "recompute", WHOLE, "-1", -1, 512, FOR_TRAINING, "N", "encoder layers that make their MLP's first product again in the backward pass instead of keeping it (-1: as few as fit in memory)") \
+    X(STREAM, "stream", FLAG, NULL, 0, 0, FOR_DECODING | FOR_INFO, NULL, "on a card, keep the layers of a frozen model in the host's memory and bring them one at a time; a model that has no room there is streamed anyway") \
     X(DROPOUT, "dropout", REAL, "0.1", 0, 0.999, FOR_TRAIN, "R", "dropout")                                                \
     X(PRETRAIN_DROPOUT, "dropout", REAL, "0", 0, 0.999, FOR_PRETRAIN, "R", "dropout")                                      \
     X(DROPOUT_SHARING, "dropout-sharing", CHOICE, "t5x", 0, 0, FOR_TRAINING, "t5x|elementwise", "one mask for all tokens of a sequence, or one each") \
@@ -189,6 +190,7 @@ static void print_warning(const char *text)
 static Model *open_model(const Options *o, Device *dev, Error *error)
 {
     if (option_need(o, OPT_MODEL, error)) return NULL;
+    if (option_true(o, OPT_STREAM)) device_stream_weights(dev);
     return model_open(o->text[OPT_MODEL], dev, option_true(o, OPT_QUIET) ? NULL : print_warning, error);
 }
 

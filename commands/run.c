@@ -5,7 +5,7 @@
 static bool is_not_recorded(size_t id)
 {
     return id == OPT_RESUME || id == OPT_QUIET || id == OPT_JSON || id == OPT_HELP || id == OPT_SHOW ||
-           id == OPT_THREADS || id == OPT_RECOMPUTE || id == OPT_OUT;
+           id == OPT_THREADS || id == OPT_RECOMPUTE || id == OPT_STREAM || id == OPT_OUT;
 }
 
 static char *run_json(const Options *o, int threads)
@@ -289,7 +289,8 @@ static size_t stage_bytes(const Run *run, const Stage *stage, const StagePlan *p
     const T5Config *c = &run->model->config;
     const size_t activations = pass_bytes(c, plan->source_rows, plan->target_rows, PASS_TRAIN, stage->recomputed);
     const size_t decoding = dev_decoding_bytes(run, stage->uses_prompts ? run->prompts.length : 0);
-    return PROCESS_BYTES +
+    const bool streamed = weights_are_streamed(run->model->weights) && !stage->trains_model && !run->model->lora;
+    return PROCESS_BYTES - (streamed ? run->model->n_weights * sizeof(weight_t) - streaming_of(c).resident : 0) +
            training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length, stage->trains_model,
                           stage->trains_prompts, plan->source_rows, plan->target_rows, plan->all_rows,
                           run->micro < run->batch, stage->model.weight_decay, stage->recomputed) +
@@ -303,7 +304,8 @@ static int announce_stage(Run *run, size_t s, double speed, Error *error)
     Stage *stage = &run->stages[s];
     StagePlan plan;
     int64_t steps = stage->steps - (s == run->stage ? run->step : 0);
-    size_t weights = run->model->n_weights * WEIGHT_BYTES, available = device_memory_available() + weights, bytes;
+    size_t weights = weights_device_bytes(run->model->weights, run->model->n_weights),
+           available = device_memory_available() + weights, bytes;
     double seconds, all;
     if (plan_stage(run, s, &plan, error)) return -1;
     run->most_rows[s] = plan.all_rows + 1; /* and the token that decoders start with */
@@ -325,10 +327,19 @@ static int announce_stage(Run *run, size_t s, double speed, Error *error)
     if (!run->quiet && stage->recomputed)
         fprintf(stderr, "stage %s: %zu layers of the encoder make their MLP's first product again, to save memory\n",
                 stage->name, stage->recomputed);
+    if (!run->quiet && weights_are_streamed(run->model->weights) && !stage->trains_model) {
+        const double step =
+            2.0 * (double)streaming_of(&run->model->config).layers * ceil((double)run->batch / (double)run->micro);
+        fprintf(stderr, "stage %s: layers are streamed from the host, %.0f GB a step: at least %.2f s at %.0f GB/s\n",
+                stage->name, step / 1e9, step / PCIE_RATE, PCIE_RATE / 1e9);
+    }
     if (available > weights && bytes > available)
         return error_set(error, EXIT_FAILED,
                          "memory: stage %s needs %.1f GB (there are %.1f GB; --micro-batch below %zu needs less)",
                          stage->name, (double)bytes / 1e9, (double)available / 1e9, run->micro);
+    if (weights_are_streamed(run->model->weights) && stage->trains_model)
+        return error_set(error, EXIT_USAGE, "--stream: stage %s trains the model (expected --method prompt)",
+                         stage->name);
     return 0;
 }
 

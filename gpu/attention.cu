@@ -876,8 +876,16 @@ template <int D> static void launch_forward_tiles(Device *dev, act_t *out, stat_
     launch(dev, forward_tiles<D>, tile_grid(&at->queries, at->heads), dim3(THREADS), shared, out, logsumexp, *at);
 }
 
-void attention_forward(Device *dev, act_t *out, stat_t *logsumexp, const Attention *at)
+static Attention attention_here(Device *dev, const Attention *attention)
 {
+    Attention here = *attention;
+    here.bias_table = weights_here(dev, attention->bias_table);
+    return here;
+}
+
+void attention_forward(Device *dev, act_t *out, stat_t *logsumexp, const Attention *attention)
+{
+    const Attention here = attention_here(dev, attention), *at = &here;
     const bool narrow = at->d_kv <= 64;
     switch (attention_path(at, dev->hopper, false, aligned_16(out))) {
     case ATTENTION_HOPPER:
@@ -922,8 +930,9 @@ static void launch_backward_tiles(Device *dev, act_t *dq, act_t *dk, act_t *dv, 
 }
 
 void attention_backward(Device *dev, act_t *dq, act_t *dk, act_t *dv, stat_t *dbias, const act_t *dout,
-                        const act_t *out, const stat_t *logsumexp, const Attention *at)
+                        const act_t *out, const stat_t *logsumexp, const Attention *attention)
 {
+    const Attention here = attention_here(dev, attention), *at = &here;
     const bool aligned = aligned_16(dq) && aligned_16(dk) && aligned_16(dv) && aligned_16(dout) && aligned_16(out);
     const AttentionPath path = attention_path(at, dev->hopper, true, aligned);
     if (path == ATTENTION_HOPPER) {
@@ -952,7 +961,7 @@ void attention_cached_forward(Device *dev, act_t *out, const act_t *cache, const
 {
     Attention at = {};
     at.heads = heads, at.d_kv = d_kv;
-    at.bias_table = bias_table, at.bucket = bucket, at.buckets = buckets;
+    at.bias_table = weights_here(dev, bias_table), at.bucket = bucket, at.buckets = buckets;
     const dim3 grid((unsigned)(rows * heads));
     const bool pieces = d_kv % 8 == 0 && aligned_16(cache);
     if (pieces && d_kv <= 64)

@@ -45,8 +45,17 @@ enum { WARP = 32 };
  * The device, and launching (host)
  *
  * One stream carries everything, so kernels, copies and clears happen in the order in which they were asked for, and
- * the host waits only where it takes numbers out. */
-enum { STAGING_SLOTS = 4 };
+ * the host waits only where it takes numbers out. A second one brings weights that are streamed. */
+enum { STAGING_SLOTS = 4, WEIGHT_SLOTS = 2 };
+
+/* A piece of streamed weights on the card. */
+struct WeightSlot {
+    WeightPiece piece; /* as the engine names it: by its address on the host */
+    weight_t *memory;
+    size_t capacity;      /* elements */
+    cudaEvent_t filled;   /* its copy is done */
+    cudaEvent_t released; /* the kernels that read the piece are */
+};
 
 struct Device {
     cudaStream_t stream;
@@ -59,7 +68,16 @@ struct Device {
     char *staging;                   /* pinned host memory, a ring of slots on their way to the card */
     cudaEvent_t sent[STAGING_SLOTS]; /* the copies out of this slot are done */
     size_t slot, slot_used;          /* where the next upload is staged */
+    bool streams_weights;            /* see device_stream_weights */
+    cudaStream_t fetching;           /* copies streamed weights */
+    WeightSlot weight_slots[WEIGHT_SLOTS];
+    size_t weight_slot; /* the one that is in turn */
 };
+
+/* Where on the card a kernel finds these weights, which the engine names by an address of weights_alloc; and how far
+ * apart there are pieces that lie w_stride apart. Anything else is where it is. */
+const weight_t *weights_here(Device *dev, const weight_t *w);
+size_t weights_stride_here(const weight_t *w, size_t w_stride);
 
 /* The lower plane that belongs to an address in an upper plane, in its middle too (see weights_alloc). */
 int16_t *weights_remainder(const weight_t *weights);

@@ -11,7 +11,8 @@
  * gives u back exactly, whatever u is: when the low half is 0x8000 or more, the upper half was rounded up by one, and
  * lower is negative by just that. (Ties cannot go to even: an even upper half would then have 65,537 weights, one more
  * than 16 bits can tell apart.) A weight_t * points into the upper plane; where the lower one is, weights_remainder
- * finds by address. While a model is frozen, its lower plane may be parked on the host.
+ * finds by address. While a model is frozen, its lower plane may be parked on the host, and where the upper one has no
+ * room on the card either, both are there (Streaming, below).
  *
  * Copies. Everything is done in the order of one stream. An upload is first copied to pinned memory, a ring of slots,
  * from which the card fetches it by itself: the caller's memory is free at once and the host waits only when the whole
@@ -55,8 +56,13 @@ static int card_find(Device *dev, Error *error)
 static int stream_open(Device *dev, Error *error)
 {
     cudaError_t status = cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking);
+    if (status == cudaSuccess) status = cudaStreamCreateWithFlags(&dev->fetching, cudaStreamNonBlocking);
     for (int i = 0; i < STAGING_SLOTS && status == cudaSuccess; i++)
         status = cudaEventCreateWithFlags(&dev->sent[i], cudaEventDisableTiming);
+    for (WeightSlot &slot : dev->weight_slots) {
+        if (status == cudaSuccess) status = cudaEventCreateWithFlags(&slot.filled, cudaEventDisableTiming);
+        if (status == cudaSuccess) status = cudaEventCreateWithFlags(&slot.released, cudaEventDisableTiming);
+    }
     if (status == cudaSuccess) status = cudaMallocHost((void **)&dev->staging, (size_t)STAGING_SLOTS * SLOT_BYTES);
     if (status == cudaSuccess) return 0;
     return error_set(error, EXIT_FAILED, "device: no stream or no pinned memory (%s)", cudaGetErrorString(status));
@@ -87,10 +93,17 @@ extern "C" void device_close(Device *dev)
 {
     if (!dev) return;
     if (dev->stream) cudaStreamSynchronize(dev->stream);
+    if (dev->fetching) cudaStreamSynchronize(dev->fetching);
+    for (WeightSlot &slot : dev->weight_slots) {
+        if (slot.filled) cudaEventDestroy(slot.filled);
+        if (slot.released) cudaEventDestroy(slot.released);
+        cudaFree(slot.memory);
+    }
     for (int i = 0; i < STAGING_SLOTS; i++)
         if (dev->sent[i]) cudaEventDestroy(dev->sent[i]);
     cudaFree(dev->scratch);
     cudaFreeHost(dev->staging);
+    if (dev->fetching) cudaStreamDestroy(dev->fetching);
     if (dev->stream) cudaStreamDestroy(dev->stream);
     free(dev);
 }
@@ -146,32 +159,73 @@ void *device_scratch(Device *dev, size_t bytes)
     return dev->scratch;
 }
 
+/* Streamed weights that stay on the card: count pieces of n elements, `stride` apart on the host and `here` apart in
+ * memory. They come when a kernel first asks for them. */
+typedef struct KeptWeights {
+    struct KeptWeights *next;
+    const weight_t *first;
+    size_t n, count, stride, here;
+    weight_t *memory;
+    bool filled;
+} KeptWeights;
+
 /* Every allocation of weights, in a list: there are a handful (the model, prompts, an adapter and its bases). The lower
- * plane is on the card, or parked on the host. */
+ * plane is on the card, or parked on the host. Streamed: the upper one is on the host too, in pinned memory. */
 typedef struct WeightPlanes {
     struct WeightPlanes *next;
     weight_t *upper;
     int16_t *lower, *parked;
     size_t n;
+    bool streamed;
+    KeptWeights *kept;
 } WeightPlanes;
 
 static WeightPlanes *weight_planes;
 
+static weight_t *planes_add(weight_t *upper, int16_t *lower, int16_t *parked, size_t n, bool streamed)
+{
+    WeightPlanes *planes = (WeightPlanes *)calloc(1, sizeof *planes);
+    if (!planes) return NULL;
+    *planes = WeightPlanes{weight_planes, upper, lower, parked, n, streamed, NULL};
+    weight_planes = planes;
+    return upper;
+}
+
 extern "C" weight_t *weights_alloc(size_t n)
 {
     if (n > SIZE_MAX / 8) return NULL;
-    WeightPlanes *planes = (WeightPlanes *)calloc(1, sizeof *planes);
-    if (planes) planes->upper = (weight_t *)device_alloc(n * sizeof *planes->upper);
-    if (planes && planes->upper) planes->lower = (int16_t *)device_alloc(n * sizeof *planes->lower);
-    if (!planes || !planes->lower) {
-        if (planes) device_free(planes->upper);
-        free(planes);
-        return NULL;
+    weight_t *upper = (weight_t *)device_alloc(n * sizeof *upper);
+    int16_t *lower = upper ? (int16_t *)device_alloc(n * sizeof *lower) : NULL;
+    if (lower && planes_add(upper, lower, NULL, n, false)) return upper;
+    device_free(upper);
+    device_free(lower);
+    return NULL;
+}
+
+extern "C" void device_stream_weights(Device *dev)
+{
+    dev->streams_weights = true;
+}
+
+extern "C" weight_t *weights_alloc_model(const Device *dev, size_t n)
+{
+    if (n > SIZE_MAX / 8) return NULL;
+    weight_t *upper = dev->streams_weights ? NULL : weights_alloc(n);
+    if (upper) return upper;
+    int16_t *parked = (int16_t *)malloc(n * sizeof *parked);
+    if (parked && !dev->streams_weights) upper = (weight_t *)device_alloc(n * sizeof *upper);
+    const bool streamed = parked && !upper;
+    if (streamed && cudaMallocHost((void **)&upper, n * sizeof *upper) != cudaSuccess) {
+        (void)cudaGetLastError(); /* as in device_alloc */
+        upper = NULL;
     }
-    planes->n = n;
-    planes->next = weight_planes;
-    weight_planes = planes;
-    return planes->upper;
+    if (upper && planes_add(upper, NULL, parked, n, streamed)) return upper;
+    if (streamed)
+        cudaFreeHost(upper);
+    else
+        device_free(upper);
+    free(parked);
+    return NULL;
 }
 
 extern "C" void weights_free(weight_t *weights)
@@ -180,7 +234,16 @@ extern "C" void weights_free(weight_t *weights)
         WeightPlanes *planes = *at;
         if (planes->upper != weights) continue;
         *at = planes->next;
-        device_free(planes->upper);
+        while (planes->kept) {
+            KeptWeights *kept = planes->kept;
+            planes->kept = kept->next;
+            device_free(kept->memory);
+            free(kept);
+        }
+        if (planes->streamed)
+            cuda_check(cudaFreeHost(planes->upper), "host memory");
+        else
+            device_free(planes->upper);
         device_free(planes->lower);
         free(planes->parked);
         free(planes);
@@ -188,11 +251,19 @@ extern "C" void weights_free(weight_t *weights)
     }
 }
 
-/* The end of an allocation belongs to it, so that empty tensors and ends of loops have a remainder too. */
-static WeightPlanes *planes_of(const weight_t *weights)
+/* The end of an allocation belongs to it, so that empty tensors and ends of loops have a remainder too. NULL: such
+ * memory is of no allocation of weights. */
+static WeightPlanes *planes_find(const weight_t *weights)
 {
     for (WeightPlanes *planes = weight_planes; planes; planes = planes->next)
         if (weights >= planes->upper && weights <= planes->upper + planes->n) return planes;
+    return NULL;
+}
+
+static WeightPlanes *planes_of(const weight_t *weights)
+{
+    WeightPlanes *planes = planes_find(weights);
+    if (planes) return planes;
     fprintf(stderr, "promot: weights: %p is not in memory of weights_alloc\n", (const void *)weights);
     exit(EXIT_FAILED);
 }
@@ -210,6 +281,9 @@ extern "C" int weights_park(Device *dev, weight_t *weights, bool parked, Error *
     WeightPlanes *planes = planes_of(weights);
     const size_t bytes = planes->n * sizeof(int16_t);
     if (parked == (planes->parked != NULL)) return 0;
+    if (planes->streamed)
+        return error_set(error, EXIT_FAILED, "memory: %zu weights are streamed from the host and cannot be trained",
+                         planes->n);
     if (parked) {
         planes->parked = (int16_t *)malloc(bytes ? bytes : 1);
         if (!planes->parked) return error_set(error, EXIT_FAILED, "memory: no room for %zu parked weights", planes->n);
@@ -237,10 +311,36 @@ extern "C" void device_copy(Device *dev, void *to, const void *from, size_t byte
     cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, dev->stream), "copy");
 }
 
+static inline size_t at_most(size_t n, size_t limit)
+{
+    return n < limit ? n : limit;
+}
+
+/* Exact: what is cut in two and put together again is what it was. */
+static void weights_copy_through_host(Device *dev, weight_t *to, const weight_t *from, size_t n)
+{
+    enum { PART = 1 << 18 };
+    float *const numbers = (float *)malloc(PART * sizeof *numbers);
+    if (!numbers) {
+        fprintf(stderr, "promot: memory: none left (asked for %zu bytes)\n", PART * sizeof *numbers);
+        exit(EXIT_FAILED);
+    }
+    for (size_t done = 0, part; done < n; done += part) {
+        part = at_most(n - done, PART);
+        weights_download(dev, numbers, from + done, part);
+        weights_upload(dev, to + done, numbers, part);
+    }
+    free(numbers);
+}
+
 extern "C" void weights_copy(Device *dev, weight_t *to, const weight_t *from, size_t n)
 {
     const WeightPlanes *source = planes_of(from), *target = planes_of(to);
     const size_t bytes = n * sizeof(int16_t);
+    if (source->streamed || target->streamed) {
+        weights_copy_through_host(dev, to, from, n);
+        return;
+    }
     device_copy(dev, to, from, n * sizeof *to);
     if (!source->parked && !target->parked)
         device_copy(dev, weights_remainder(to), weights_remainder(from), bytes);
@@ -250,6 +350,169 @@ extern "C" void weights_copy(Device *dev, weight_t *to, const weight_t *from, si
         device_upload(dev, weights_remainder(to), source->parked + (from - source->upper), bytes);
     else
         device_download(dev, target->parked + (to - target->upper), weights_remainder(from), bytes);
+}
+
+/* ================================================================================================================
+ * Streaming
+ *
+ * Where the card has no room for a model's weights, they stay in pinned host memory, and the engine's addresses of them
+ * are addresses there. A kernel finds them on the card (weights_here): either they are kept, or they belong to the piece
+ * in turn, a layer. There are two slots for pieces. A stream of its own copies into the one while kernels read the
+ * other, and two events keep them apart: kernels wait for `filled`, and the copy of the piece after next for `released`.
+ * The host waits for neither.
+ *
+ * Which kernel serves a product may depend on whether addresses are multiples of 16 bytes, so a piece begins at the
+ * same place within 256 bytes as on the host. Then streaming changes no bit. */
+enum { PLACE = 256 / sizeof(weight_t) };
+
+static weight_t *same_place(weight_t *memory, const weight_t *host)
+{
+    return memory + (uintptr_t)host % 256 / sizeof *host;
+}
+
+extern "C" bool weights_are_streamed(const weight_t *weights)
+{
+    return planes_of(weights)->streamed;
+}
+
+extern "C" size_t weights_device_bytes(const weight_t *weights, size_t n)
+{
+    const WeightPlanes *planes = planes_of(weights);
+    size_t elements = planes->streamed ? 0 : n;
+    for (const KeptWeights *kept = planes->kept; kept; kept = kept->next) elements += kept->count * kept->here;
+    return elements * sizeof *planes->upper + (planes->lower ? n * sizeof *planes->lower : 0);
+}
+
+extern "C" int weights_keep(const weight_t *first, size_t n, size_t count, size_t stride, Error *error)
+{
+    WeightPlanes *planes = planes_of(first);
+    if (!planes->streamed) return 0;
+    KeptWeights *kept = (KeptWeights *)calloc(1, sizeof *kept);
+    const size_t here = n + (count > 1 ? (stride - n) % PLACE : 0);
+    weight_t *memory = kept ? (weight_t *)device_alloc((count * here + PLACE) * sizeof *memory) : NULL;
+    if (!memory) {
+        free(kept);
+        return error_set(error, EXIT_FAILED, "memory: no room on the card for %zu weights between the layers",
+                         count * n);
+    }
+    *kept = KeptWeights{planes->kept, first, n, count, stride, here, memory, false};
+    planes->kept = kept;
+    return 0;
+}
+
+/* The kept weights that hold w, or NULL. */
+static KeptWeights *kept_find(const WeightPlanes *planes, const weight_t *w)
+{
+    for (KeptWeights *kept = planes->kept; kept; kept = kept->next) {
+        if (w < kept->first) continue;
+        const size_t offset = (size_t)(w - kept->first), piece = kept->count > 1 ? offset / kept->stride : 0;
+        if (piece < kept->count && offset - piece * kept->stride < kept->n) return kept;
+    }
+    return NULL;
+}
+
+static void fetch(cudaStream_t stream, weight_t *to, const weight_t *host, size_t n)
+{
+    cuda_check(cudaMemcpyAsync(to, host, n * sizeof *to, cudaMemcpyHostToDevice, stream), "streamed weights");
+}
+
+static const weight_t *kept_here(Device *dev, KeptWeights *kept, const weight_t *w)
+{
+    weight_t *const memory = same_place(kept->memory, kept->first);
+    const size_t offset = (size_t)(w - kept->first), piece = kept->count > 1 ? offset / kept->stride : 0;
+    for (size_t i = 0; i < kept->count && !kept->filled; i++)
+        fetch(dev->stream, memory + i * kept->here, kept->first + i * kept->stride, kept->n);
+    kept->filled = true;
+    return memory + piece * kept->here + (offset - piece * kept->stride);
+}
+
+static bool piece_holds(const WeightPiece &piece, const weight_t *w)
+{
+    return w >= piece.first && w < piece.first + piece.n;
+}
+
+const weight_t *weights_here(Device *dev, const weight_t *w)
+{
+    const WeightPlanes *planes = planes_find(w);
+    if (!planes || !planes->streamed) return w;
+    KeptWeights *kept = kept_find(planes, w);
+    if (kept) return kept_here(dev, kept, w);
+    const WeightSlot &slot = dev->weight_slots[dev->weight_slot];
+    if (piece_holds(slot.piece, w)) return same_place(slot.memory, slot.piece.first) + (w - slot.piece.first);
+    fprintf(stderr, "promot: weights: %p is streamed and not in turn\n", (const void *)w);
+    exit(EXIT_FAILED);
+}
+
+size_t weights_stride_here(const weight_t *w, size_t w_stride)
+{
+    const WeightPlanes *planes = planes_find(w);
+    const KeptWeights *kept = planes && planes->streamed ? kept_find(planes, w) : NULL;
+    return kept && kept->count > 1 ? kept->here : w_stride;
+}
+
+/* Makes room in a slot for n elements. It is not in turn, but its last readers may still be at work. */
+static void slot_make_room(Device *dev, WeightSlot *slot, size_t n)
+{
+    if (n <= slot->capacity) return;
+    device_wait(dev);
+    cuda_check(cudaStreamSynchronize(dev->fetching), "streamed weights");
+    device_free(slot->memory);
+    slot->memory = (weight_t *)device_alloc(n * sizeof *slot->memory);
+    slot->capacity = n;
+    if (slot->memory) return;
+    fprintf(stderr, "promot: streamed weights: %zu bytes are not to be had\n", n * sizeof *slot->memory);
+    exit(EXIT_FAILED);
+}
+
+/* How many of the n weights from w on are to be fetched, before the first one that is kept. */
+static size_t run_to_fetch(const WeightPlanes *planes, const weight_t *w, size_t n)
+{
+    for (const KeptWeights *kept = planes->kept; kept; kept = kept->next)
+        for (size_t i = 0; i < kept->count; i++) {
+            const weight_t *begin = kept->first + i * kept->stride;
+            if (begin + kept->n > w && begin < w + n) n = begin > w ? (size_t)(begin - w) : 0;
+        }
+    return n;
+}
+
+/* Fetches a piece into a slot, but for what is kept of it. */
+static void slot_fill(Device *dev, WeightSlot *slot, WeightPiece piece)
+{
+    const WeightPlanes *planes = planes_of(piece.first);
+    slot_make_room(dev, slot, piece.n + PLACE);
+    weight_t *const memory = same_place(slot->memory, piece.first);
+    cuda_check(cudaStreamWaitEvent(dev->fetching, slot->released, 0), "streamed weights");
+    for (size_t at = 0; at < piece.n;) {
+        const size_t run = run_to_fetch(planes, piece.first + at, piece.n - at);
+        const KeptWeights *kept = run ? NULL : kept_find(planes, piece.first + at);
+        if (run) fetch(dev->fetching, memory + at, piece.first + at, run);
+        at += run ? run : kept->n;
+    }
+    cuda_check(cudaEventRecord(slot->filled, dev->fetching), "streamed weights");
+    slot->piece = piece;
+}
+
+extern "C" void weights_stream(Device *dev, WeightPiece now, WeightPiece next)
+{
+    WeightSlot *const slots = dev->weight_slots;
+    if (!planes_of(now.first)->streamed) return;
+    if (slots[dev->weight_slot].piece.first != now.first) {
+        cuda_check(cudaEventRecord(slots[dev->weight_slot].released, dev->stream), "streamed weights");
+        dev->weight_slot = (dev->weight_slot + 1) % WEIGHT_SLOTS;
+    }
+    WeightSlot *const slot = &slots[dev->weight_slot], *const other = &slots[(dev->weight_slot + 1) % WEIGHT_SLOTS];
+    if (slot->piece.first != now.first) slot_fill(dev, slot, now);
+    cuda_check(cudaStreamWaitEvent(dev->stream, slot->filled, 0), "streamed weights");
+    if (next.n && other->piece.first != next.first && slot->piece.first != next.first) slot_fill(dev, other, next);
+}
+
+/* What is on the card of these weights is out of date. */
+static void streamed_forget(Device *dev, WeightPlanes *planes)
+{
+    cuda_check(cudaStreamSynchronize(dev->fetching), "streamed weights");
+    device_wait(dev);
+    for (KeptWeights *kept = planes->kept; kept; kept = kept->next) kept->filled = false;
+    for (WeightSlot &slot : dev->weight_slots) slot.piece = WeightPiece{};
 }
 
 /* ================================================================================================================
@@ -273,11 +536,6 @@ static char *staging_take(Device *dev, size_t bytes)
 static void staging_send(Device *dev, void *to, const void *piece, size_t bytes)
 {
     cuda_check(cudaMemcpyAsync(to, piece, bytes, cudaMemcpyHostToDevice, dev->stream), "upload");
-}
-
-static inline size_t at_most(size_t n, size_t limit)
-{
-    return n < limit ? n : limit;
 }
 
 extern "C" void device_upload(Device *dev, void *to, const void *host, size_t bytes)
@@ -318,8 +576,13 @@ enum { WEIGHTS_PART = SLOT_BYTES / 4 };
 
 extern "C" void weights_upload(Device *dev, weight_t *to, const float *host, size_t n)
 {
-    const WeightPlanes *planes = planes_of(to);
+    WeightPlanes *planes = planes_of(to);
     int16_t *const parked = planes->parked ? planes->parked + (to - planes->upper) : NULL;
+    if (planes->streamed) {
+        streamed_forget(dev, planes);
+        weights_split(to, parked, host, n);
+        return;
+    }
     int16_t *const remainder = parked ? NULL : weights_remainder(to);
     for (size_t done = 0, part; done < n; done += part) {
         part = at_most(n - done, WEIGHTS_PART);
@@ -365,6 +628,10 @@ extern "C" void weights_download(Device *dev, float *host, const weight_t *from,
 {
     const WeightPlanes *planes = planes_of(from);
     const int16_t *const parked = planes->parked ? planes->parked + (from - planes->upper) : NULL;
+    if (planes->streamed) {
+        weights_join(host, from, parked, n);
+        return;
+    }
     const int16_t *const remainder = parked ? NULL : weights_remainder(from);
     weight_t *upper = (weight_t *)staging_borrow(dev);
     int16_t *lower = (int16_t *)(upper + WEIGHTS_PART);

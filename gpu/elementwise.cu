@@ -51,6 +51,7 @@ extern "C" void embedding_forward(Device *dev, act_t *out, const weight_t *table
                                   const int32_t *ids, size_t rows, size_t width)
 {
     const uint32_t across = blocks_for(width, EMBEDDING_COLUMNS);
+    table = weights_here(dev, table);
     const bool whole = whole_vectors(8, width, out, table, prompts);
     launch(dev, whole ? embedding_forward_kernel<true> : embedding_forward_kernel<false>,
            dim3(blocks_for(rows, EMBEDDING_ROWS) * across),

@@ -169,7 +169,7 @@ static __device__ inline void multiply_stage(float (&d)[Tile::STRIPS][32], char 
 
 template <typename Tile, MatmulLayout L, MatmulEpilogue E>
 static __global__ void __launch_bounds__(Tile::THREADS, BLOCKS_TOGETHER(L))
-matmul_kernel(Product p, bool a_aligned, bool b_aligned)
+    matmul_kernel(Product p, bool a_aligned, bool b_aligned)
 {
     constexpr int COLUMNS = E == GELU ? Tile::N / 2 : Tile::N, WARP_COLUMNS = E == GELU ? 32 : 64;
     DYNAMIC_SHARED(char, shared);
@@ -283,9 +283,9 @@ static void set_output(Product *p, bf16_t *out, size_t stride, size_t layer)
 void linear_forward_layers(Device *dev, act_t *y, const act_t *x, const weight_t *w, size_t rows, size_t in, size_t out,
                            size_t layers, size_t w_stride, size_t y_stride)
 {
-    Product p = forward_product(STORE_BF16, x, w, rows, in, out);
+    Product p = forward_product(STORE_BF16, x, weights_here(dev, w), rows, in, out);
     p.width_layers = (uint32_t)layers;
-    p.b.layer = w_stride;
+    p.b.layer = weights_stride_here(w, w_stride);
     set_output(&p, y, out, y_stride);
     multiply(dev, &p);
 }
@@ -298,7 +298,7 @@ void linear_forward(Device *dev, act_t *y, const act_t *x, const weight_t *w, si
 void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *w, size_t rows, size_t in,
                   size_t vocabulary)
 {
-    Product p = forward_product(STORE_FP32, x, w, rows, in, vocabulary);
+    Product p = forward_product(STORE_FP32, x, weights_here(dev, w), rows, in, vocabulary);
     p.c.sums = logits;
     p.c.stride = vocabulary;
     p.c.vectors = in_eights(logits, vocabulary);
@@ -309,7 +309,7 @@ void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *
 void linear_backward_input(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in,
                            size_t out, bool accumulate)
 {
-    Product p = backward_input_product(accumulate ? RESIDUAL : STORE_BF16, dy, w, rows, in, out);
+    Product p = backward_input_product(accumulate ? RESIDUAL : STORE_BF16, dy, weights_here(dev, w), rows, in, out);
     p.c.in = dx;
     set_output(&p, dx, in, 0);
     multiply(dev, &p);
@@ -318,10 +318,10 @@ void linear_backward_input(Device *dev, act_t *dx, const act_t *dy, const weight
 void linear_backward_input_layers(Device *dev, act_t *dx, const act_t *dy, const weight_t *w, size_t rows, size_t in,
                                   size_t out, size_t layers, size_t w_stride, size_t dy_stride)
 {
-    Product p = backward_input_product(STORE_BF16, dy, w, rows, in, out);
+    Product p = backward_input_product(STORE_BF16, dy, weights_here(dev, w), rows, in, out);
     p.depth_layers = (uint32_t)layers;
     p.a.layer = dy_stride;
-    p.b.layer = w_stride;
+    p.b.layer = weights_stride_here(w, w_stride);
     set_output(&p, dx, in, 0);
     multiply(dev, &p);
 }
@@ -413,7 +413,7 @@ void linear_residual_forward(Device *dev, act_t *out, const act_t *x, const act_
         residual_forward(dev, out, x, scratch, seqs, width, dropout);
         return;
     }
-    Product p = forward_product(RESIDUAL, y, w, seqs->rows, in, width);
+    Product p = forward_product(RESIDUAL, y, weights_here(dev, w), seqs->rows, in, width);
     p.c.in = x;
     p.c.rows = product_rows(dev, seqs, width, dropout);
     set_output(&p, out, width, 0);
@@ -430,7 +430,7 @@ void linear_mlp_forward(Device *dev, MlpKind kind, act_t *h, act_t *a, const act
         mlp_activation_forward(dev, kind, h, a, seqs, d_ff, dropout);
         return;
     }
-    Product p = forward_product(kind == MLP_GATED_GELU ? GELU : RELU, x, w, seqs->rows, in, d_ff);
+    Product p = forward_product(kind == MLP_GATED_GELU ? GELU : RELU, x, weights_here(dev, w), seqs->rows, in, d_ff);
     p.c.h = h;
     p.c.rows = product_rows(dev, seqs, d_ff, dropout);
     set_output(&p, a, width, 0);
@@ -448,8 +448,8 @@ void linear_mlp_backward(Device *dev, MlpKind kind, act_t *da, act_t *dh, act_t 
         if (h) mlp_activation_forward(dev, kind, h, a, seqs, d_ff, dropout);
         return;
     }
-    Product p =
-        backward_input_product(kind == MLP_GATED_GELU ? GELU_BACKWARD : RELU_BACKWARD, dy, w, seqs->rows, d_ff, out);
+    Product p = backward_input_product(kind == MLP_GATED_GELU ? GELU_BACKWARD : RELU_BACKWARD, dy, weights_here(dev, w),
+                                       seqs->rows, d_ff, out);
     p.c.in = a;
     p.c.h = h;
     p.c.rows = product_rows(dev, seqs, d_ff, dropout);

@@ -84,6 +84,7 @@ extern "C" void rmsnorm_forward(Device *dev, act_t *y, stat_t *rstd, const act_t
                                 size_t width, float epsilon)
 {
     const unsigned vectors = norm_vectors(width);
+    scale = weights_here(dev, scale);
     if (vectors == 1)
         rmsnorm_forward_launch<1>(dev, y, rstd, x, scale, rows, width, epsilon);
     else if (vectors == 2)
@@ -185,6 +186,7 @@ extern "C" void rmsnorm_backward(Device *dev, act_t *dx, stat_t *dscale, const a
 {
     const unsigned vectors = norm_vectors(width);
     const size_t blocks = blocks_for(rows, norm_height(rows));
+    scale = weights_here(dev, scale);
     stat_t *partial = dscale ? (stat_t *)device_scratch(dev, blocks * width * sizeof *partial) : nullptr;
     if (vectors == 1)
         rmsnorm_backward_launch<1>(dev, dx, partial, dy, x, rstd, scale, rows, width);

@@ -22,9 +22,11 @@
  * early spoils the copy. What a copy brings to pinned host memory is seen there only by who has waited for it, and no
  * event is reached before somebody has waited for it.
  *
+ * PROMOT_EMULATOR_MEMORY=BYTES is what the card has.
+ *
  * Counts. PROMOT_EMULATOR_COUNTS=FILE has the number of launches, of waits for the card (asked for, or hidden in a free or
- * in a copy that no pinned memory serves), of those that leave it nothing to do, and of allocations and frees written
- * there when the program ends.
+ * in a copy that no pinned memory serves), of those that leave it nothing to do, of allocations and frees, of
+ * bytes copied to the card, and the most memory that was in use, written there when the program ends.
  *
  * Complaints. What hardware would punish with a hang or with silence ends the program here with a line: a deadlock (who
  * waits for what), lanes of a warp that do different things, misaligned addresses, an access outside of shared memory.
@@ -200,6 +202,7 @@ struct Machine {
     int compute_major = 9, compute_minor = 0, sm_count = 4; /* a test may change these */
     size_t memory = (size_t)1 << 30, memory_used = 0;
     unsigned long launches = 0, waits = 0, idle = 0, allocations = 0; /* see Counts */
+    size_t bytes_to_card = 0, most_memory = 0;
     uint64_t seed = 1, random = 1;
     Fiber *current = NULL, host = {};
     std::vector<Fiber> fibers;
@@ -1030,6 +1033,7 @@ struct Stream {
     std::vector<std::function<void()>> late;
     std::vector<Arrival> arrivals; /* in pinned memory, which the host has not waited for */
     size_t asked = 0, done = 0, known = 0;
+    std::map<Stream *, size_t> behind; /* what it has been told to wait for in others */
 };
 
 struct Event {
@@ -1095,13 +1099,24 @@ inline void wait_for(Stream *stream, size_t until)
     }
 }
 
+inline bool memory_from_environment()
+{
+    const char *text = getenv("PROMOT_EMULATOR_MEMORY");
+    if (text) machine.memory = strtoull(text, NULL, 10);
+    return true;
+}
+inline const bool memory_is_set = memory_from_environment();
+
 inline void write_counts()
 {
     const char *path = getenv("PROMOT_EMULATOR_COUNTS");
     FILE *file = path ? fopen(path, "w") : NULL;
     if (!file) return;
-    fprintf(file, "{\"launches\": %lu, \"waits\": %lu, \"idle\": %lu, \"allocations\": %lu}\n", machine.launches,
-            machine.waits, machine.idle, machine.allocations);
+    fprintf(file,
+            "{\"launches\": %lu, \"waits\": %lu, \"idle\": %lu, \"allocations\": %lu, \"bytes_to_card\": %zu, "
+            "\"memory\": %zu}\n",
+            machine.launches, machine.waits, machine.idle, machine.allocations, machine.bytes_to_card,
+            machine.most_memory);
     fclose(file);
 }
 inline const bool counts_are_written = atexit(write_counts) == 0;
@@ -1109,12 +1124,14 @@ inline const bool counts_are_written = atexit(write_counts) == 0;
 inline cudaError_t allocate(void **memory, size_t bytes, bool on_device)
 {
     machine.allocations++;
-    if (on_device && machine.memory - machine.memory_used < bytes) return cudaErrorMemoryAllocation;
+    const size_t host_memory = (size_t)1 << 40; /* more than the sanitizer's allocator bears to be asked for */
+    if (bytes > (on_device ? machine.memory - machine.memory_used : host_memory)) return cudaErrorMemoryAllocation;
     if (posix_memalign(memory, 256, bytes + (EMULATOR_ASAN ? 0 : GUARD_BYTES))) return cudaErrorMemoryAllocation;
     memset(*memory, POISON, bytes);
     if (!EMULATOR_ASAN) memset((char *)*memory + bytes, GUARD, GUARD_BYTES);
     if (on_device) {
         machine.memory_used += bytes;
+        if (machine.memory_used > machine.most_memory) machine.most_memory = machine.memory_used;
         ASAN_POISON_MEMORY_REGION(*memory, bytes);
     }
     memories[(char *)*memory] = {bytes, on_device};
@@ -1235,6 +1252,18 @@ inline cudaError_t cudaEventQuery(cudaEvent_t event)
     return !event->stream || event->after <= event->stream->known ? cudaSuccess : cudaErrorNotReady;
 }
 
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned)
+{
+    emulator::Stream *const other = event->stream;
+    const size_t after = event->after;
+    if (!other) return cudaSuccess;
+    size_t &behind = stream->behind[other];
+    behind = behind > after ? behind : after;
+    stream->late.push_back([=] { emulator::catch_up(other, after); });
+    stream->asked++;
+    return cudaSuccess;
+}
+
 /* From or to pinned memory a copy is done late. From or to other host memory it is done at once, as CUDA does. */
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
 {
@@ -1245,6 +1274,7 @@ inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cud
         emulator::fail("copy: the two places overlap");
     const void *host = kind == cudaMemcpyHostToDevice ? from : to;
     const bool to_pinned = kind == cudaMemcpyDeviceToHost && emulator::find_memory(host, bytes);
+    if (kind == cudaMemcpyHostToDevice) emulator::machine.bytes_to_card += bytes;
     const size_t number = ++stream->asked;
     stream->late.push_back([=] {
         emulator::open_device_memory(true);

@@ -24,6 +24,12 @@
 #define device_upload cpu_device_upload
 #define device_download cpu_device_download
 #define weights_park cpu_weights_park
+#define device_stream_weights cpu_device_stream_weights
+#define weights_alloc_model cpu_weights_alloc_model
+#define weights_are_streamed cpu_weights_are_streamed
+#define weights_device_bytes cpu_weights_device_bytes
+#define weights_keep cpu_weights_keep
+#define weights_stream cpu_weights_stream
 #define weights_copy cpu_weights_copy
 #define weights_upload cpu_weights_upload
 #define weights_download cpu_weights_download
@@ -102,6 +108,12 @@ using cpu::cpu_weights_free;
 #undef device_upload
 #undef device_download
 #undef weights_park
+#undef device_stream_weights
+#undef weights_alloc_model
+#undef weights_are_streamed
+#undef weights_device_bytes
+#undef weights_keep
+#undef weights_stream
 #undef weights_copy
 #undef weights_upload
 #undef weights_download

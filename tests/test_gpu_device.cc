@@ -149,6 +149,112 @@ static void weights_park_and_return(void)
     weights_free(a), weights_free(b);
 }
 
+static __global__ void copy_kernel(weight_t *to, const weight_t *from, size_t n)
+{
+    for (size_t i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];
+}
+
+/* Streamed weights: pieces of 1003, of each of which the 100 from place 200 on are kept, and 500 that are kept behind
+ * them. */
+enum { PIECES = 4, PIECE = 1003, KEPT_AT = 200, KEPT = 100, TAIL = 500, STREAMED = PIECES * PIECE + TAIL };
+
+/* Does a kernel find the upper halves of these numbers at `w`? */
+static bool kernel_reads(Device *dev, const weight_t *w, size_t n, const float *numbers)
+{
+    weight_t *seen = (weight_t *)device_alloc(n * sizeof *seen);
+    std::vector<weight_t> upper(n), got(n);
+    std::vector<int16_t> lower(n);
+    const weight_t *here = weights_here(dev, w);
+    bool same = (uintptr_t)here % 256 == (uintptr_t)w % 256;
+    launch(dev, copy_kernel, dim3(1), dim3(64), 0, seen, here, n);
+    device_download(dev, got.data(), seen, n * sizeof *seen);
+    weights_split(upper.data(), lower.data(), numbers, n);
+    for (size_t i = 0; i < n; i++) same = same && got[i].bits == upper[i].bits;
+    device_free(seen);
+    return same;
+}
+
+static void check_turns(Device *dev, const weight_t *w, const float *numbers)
+{
+    const size_t turns[] = {0, 1, 2, 3, 3, 2, 1, 0, 0, 2, 1}, count = sizeof turns / sizeof *turns;
+    for (size_t t = 0; t < count; t++) {
+        const size_t at = turns[t] * PIECE, next = t + 1 < count && t != 8 ? turns[t + 1] * PIECE : at;
+#ifdef GPU_EMULATOR
+        const size_t asked = dev->stream->asked;
+        const weight_t *before = dev->weight_slots[0].piece.first, *other = dev->weight_slots[1].piece.first;
+#endif
+        weights_stream(dev, WeightPiece{w + at, PIECE}, WeightPiece{w + next, PIECE});
+#ifdef GPU_EMULATOR
+        if (before != dev->weight_slots[0].piece.first || other != dev->weight_slots[1].piece.first)
+            CHECK(t < 2 || dev->fetching->behind[dev->stream] + 1 >= asked,
+                  "turn %zu: a piece is overwritten before its readers are done", t);
+#endif
+        bool is_coming = false;
+        for (const WeightSlot &slot : dev->weight_slots) is_coming |= slot.piece.first == w + next;
+        CHECK(is_coming, "turn %zu: the next piece is not on its way", t);
+        CHECK(kernel_reads(dev, w + at, KEPT_AT, numbers + at), "turn %zu: its beginning", t);
+        CHECK(kernel_reads(dev, w + at + KEPT_AT, KEPT, numbers + at + KEPT_AT), "turn %zu: what is kept of it", t);
+        CHECK(kernel_reads(dev, w + at + KEPT_AT + KEPT, PIECE - KEPT_AT - KEPT, numbers + at + KEPT_AT + KEPT),
+              "turn %zu: its end", t);
+        CHECK(kernel_reads(dev, w + PIECES * PIECE + 3, TAIL - 3, numbers + PIECES * PIECE + 3), "turn %zu: the tail",
+              t);
+    }
+}
+
+static void streamed_weights_come_in_turn(void)
+{
+    std::vector<float> numbers(STREAMED), others(STREAMED), back(STREAMED);
+    Error error = {};
+    Device *dev = device_open(1, MATMUL_FP32, &error);
+    device_stream_weights(dev);
+    weight_t *w = weights_alloc_model(dev, STREAMED), *whole = weights_alloc(STREAMED);
+    for (size_t i = 0; i < STREAMED; i++) numbers[i] = sinf((float)i), others[i] = cosf((float)i);
+    CHECK(weights_are_streamed(w) && !weights_are_streamed(whole));
+    CHECK(weights_device_bytes(w, STREAMED) == 0 && weights_device_bytes(whole, STREAMED) == 4 * STREAMED);
+    CHECK(weights_keep(w + KEPT_AT, KEPT, PIECES, PIECE, &error) == 0, "%s", error.text);
+    CHECK(weights_keep(w + PIECES * PIECE, TAIL, 1, 0, &error) == 0, "%s", error.text);
+    weights_upload(dev, w, numbers.data(), STREAMED);
+    check_turns(dev, w, numbers.data());
+    CHECK(weights_here(dev, w + KEPT_AT + 2 * PIECE) - weights_here(dev, w + KEPT_AT) ==
+          (ptrdiff_t)(2 * weights_stride_here(w + KEPT_AT, PIECE)));
+    CHECK(weights_device_bytes(w, STREAMED) < STREAMED * sizeof *w);
+    CHECK(weights_here(dev, whole + 5) == whole + 5 && weights_here(dev, NULL) == NULL);
+    weights_download(dev, back.data(), w, STREAMED);
+    CHECK(same_bits(numbers, back.data()), "both halves come back");
+    weights_upload(dev, w, others.data(), STREAMED);
+    check_turns(dev, w, others.data());
+    weights_copy(dev, whole, w, STREAMED);
+    weights_download(dev, back.data(), whole, STREAMED);
+    CHECK(same_bits(others, back.data()), "copied from streamed ones");
+    weights_upload(dev, whole, numbers.data(), STREAMED);
+    weights_copy(dev, w, whole, STREAMED);
+    check_turns(dev, w, numbers.data());
+    CHECK(weights_park(dev, w, true, &error) == 0, "they are parked");
+    CHECK(weights_park(dev, w, false, &error) == -1 && strstr(error.text, "cannot be trained"), "%s", error.text);
+    weights_free(w), weights_free(whole);
+    device_close(dev);
+}
+
+#ifdef GPU_EMULATOR
+/* As much of a model is on the card as there is room for. */
+static void models_take_what_room_there_is(void)
+{
+    enum { N = 100000 };
+    const size_t all = emulator::machine.memory;
+    Error error = {};
+    for (size_t bytes = 1; bytes <= 5; bytes += 2) { /* for each weight, of 4 */
+        emulator::machine.memory = emulator::machine.memory_used + bytes * N;
+        weight_t *w = weights_alloc_model(device(), N);
+        CHECK(w && weights_are_streamed(w) == (bytes < 2), "%zu bytes a weight", bytes);
+        CHECK(weights_device_bytes(w, N) == (bytes < 2 ? 0 : bytes < 4 ? 2 * N : 4 * N), "%zu bytes a weight", bytes);
+        CHECK((weights_park(device(), w, false, &error) == 0) == (bytes > 4), "%zu bytes a weight", bytes);
+        weights_free(w);
+    }
+    emulator::machine.memory = all;
+    CHECK(!weights_alloc_model(device(), SIZE_MAX));
+}
+#endif
+
 /* The caller's memory is free when an upload returns, though the copies go on; the ring is used several times over. */
 static void uploads_leave_the_caller_free(void)
 {
@@ -369,6 +475,10 @@ static const Test tests[] = {
     {"weights_of_all_sizes", weights_of_all_sizes},
     {"weights_have_their_remainders", weights_have_their_remainders},
     {"weights_park_and_return", weights_park_and_return},
+    {"streamed_weights_come_in_turn", streamed_weights_come_in_turn},
+#ifdef GPU_EMULATOR
+    {"models_take_what_room_there_is", models_take_what_room_there_is},
+#endif
     {"uploads_leave_the_caller_free", uploads_leave_the_caller_free},
     {"copies_keep_their_order", copies_keep_their_order},
     {"readbacks_keep_their_turn", readbacks_keep_their_turn},

@@ -1,5 +1,5 @@
 /* test_gpu_model.c: the whole program on a card beside the whole program on the CPU: loss, logits, gradients, updates,
- * decoding and a training run; and how often a step waits for the card.
+ * decoding and a training run; how often a step waits for the card; and streamed layers beside resident ones.
  *
  * The card is the emulator's (tests/gpu_emulator.h): promot.c without chapter 2, linked with gpu/'s kernels compiled for
  * the CPU, is build/promot-emulated, on which every command works, slowly. Then everything once more on a real card,
@@ -220,7 +220,7 @@ static void test_training(void)
 
 /* What a run on the emulator's card asked of CUDA (see Counts in tests/gpu_emulator.h). */
 typedef struct {
-    double launches, waits, idle, allocations;
+    double launches, waits, idle, allocations, bytes_to_card;
 } Counts;
 
 static Counts count_run(const char *method, int micro, int steps)
@@ -241,7 +241,8 @@ static Counts count_run(const char *method, int micro, int steps)
     counts = (Counts){.launches = record_number(json, "launches"),
                       .waits = record_number(json, "waits"),
                       .idle = record_number(json, "idle"),
-                      .allocations = record_number(json, "allocations")};
+                      .allocations = record_number(json, "allocations"),
+                      .bytes_to_card = record_number(json, "bytes_to_card")};
     cJSON_Delete(json);
     mapped_file_close(&file);
     free(command);
@@ -256,7 +257,9 @@ static void test_waits(void)
     static const struct {
         const char *method;
         int micro;
-    } cases[] = {{"finetune", 2}, {"finetune", 1}, {"prompt", 1}, {"lora", 2}};
+    } cases[] = {{"finetune", 2}, {"finetune", 1}, {"prompt", 1}, {"lora", 2}, {"prompt --stream", 1}};
+    double bytes[sizeof cases / sizeof *cases];
+    T5Config config;
     Error error = {0};
     CHECK(directory_create(SCRATCH, &error) == 0, "%s", error.text);
     CHECK(system("head -n 1 data/demo/tasks/nli/val.jsonl >" SCRATCH "/one.jsonl && cat " SCRATCH "/one.jsonl " SCRATCH
@@ -266,6 +269,7 @@ static void test_waits(void)
         const char *method = cases[i].method;
         const Counts three = count_run(method, cases[i].micro, 3), five = count_run(method, cases[i].micro, 5);
         const double launches = five.launches - three.launches, waits = five.waits - three.waits;
+        bytes[i] = five.bytes_to_card - three.bytes_to_card;
         CHECK(launches > 100, "%s: %g launches in two steps", method, launches);
         CHECK(waits == 2, "%s, micro-batches of %d: %g waits in two steps", method, cases[i].micro, waits);
         CHECK(five.idle == three.idle, "%s, micro-batches of %d: in two steps the card has nothing to do %g times",
@@ -273,6 +277,51 @@ static void test_waits(void)
         CHECK(five.allocations == three.allocations, "%s, micro-batches of %d: %g allocations in two steps", method,
               cases[i].micro, five.allocations - three.allocations);
     }
+    /* Each of the two steps has two micro-batches, each of which goes through the layers up and down. Where it turns,
+     * above and below, it finds two layers in the slots: of the 2 + 2 layers that is every other one. */
+    CHECK(config_read(&config, "data/demo/model", &error) == 0, "%s", error.text);
+    const double layers = (double)(streaming_of(&config).layers / sizeof(weight_t) * 2), more = bytes[4] - bytes[2];
+    CHECK(more == 4 * layers, "two steps stream %g bytes, not %g", more, 4 * layers);
+    free(config.json);
+}
+
+/* Where the layers are does not change a bit: of a tuned prompt, of the log, of answers. */
+static void test_streaming(void)
+{
+    static const char train[] = "train --model data/demo/model --task-file data/demo/tasks/nli.json --task "
+                                "nli.train=data/demo/tasks/nli/train.jsonl --task nli.dev=" SCRATCH "/dev.jsonl "
+                                "--prompt-length 5 --prompt-steps 2 --steps 2 --batch 4 --micro-batch 2 --beams 2 "
+                                "--quiet";
+    static const char generate[] = "generate --model data/demo/model --beams 3 --input 'Input: pink mirror Output: "
+                                   "furnishing Input: useful broom Output: <extra_id_0>'";
+    double resident[2], streamed[2];
+    Error error = {0};
+    char *command;
+    CHECK(directory_create(SCRATCH, &error) == 0, "%s", error.text);
+    command =
+        text_format("rm -rf " SCRATCH "/resident " SCRATCH "/streamed " SCRATCH "/refused && "
+                    "head -n 2 data/demo/tasks/nli/val.jsonl >" SCRATCH "/dev.jsonl && %s %s --method prompt "
+                    "--out " SCRATCH "/resident >/dev/null && %s %s --method prompt --stream --out " SCRATCH
+                    "/streamed >/dev/null && cmp " SCRATCH "/resident/prompt/nli/adapter_model.safetensors " SCRATCH
+                    "/streamed/prompt/nli/adapter_model.safetensors && cmp " SCRATCH
+                    "/resident/model/model.safetensors " SCRATCH "/streamed/model/model.safetensors",
+                    card_program, train, card_program, train);
+    CHECK(system(command) == 0, "%s", command);
+    free(command);
+    CHECK(read_losses(SCRATCH "/resident", resident, 2) == 2 && read_losses(SCRATCH "/streamed", streamed, 2) == 2,
+          "steps are missing");
+    CHECK(memcmp(resident, streamed, sizeof resident) == 0, "losses %g, %g and %g, %g", resident[0], resident[1],
+          streamed[0], streamed[1]);
+    command = text_format("%s %s >" SCRATCH "/resident.out && %s %s --stream >" SCRATCH "/streamed.out && "
+                          "cmp " SCRATCH "/resident.out " SCRATCH "/streamed.out && test -s " SCRATCH "/resident.out",
+                          card_program, generate, card_program, generate);
+    CHECK(system(command) == 0, "%s", command);
+    free(command);
+    command = text_format("%s %s --method promot --stream --out " SCRATCH "/refused 2>&1 >/dev/null | "
+                          "grep -q -- '--stream: stage model trains the model'",
+                          card_program, train);
+    CHECK(system(command) == 0, "%s", command);
+    free(command);
 }
 
 static void on_a_card(void (*test)(void))
@@ -304,15 +353,22 @@ static void test_training_on_a_card(void)
     on_a_card(test_training);
 }
 
+static void test_streaming_on_a_card(void)
+{
+    on_a_card(test_streaming);
+}
+
 static const Test tests[] = {
     {"dump", test_dump},
     {"updates", test_updates},
     {"generate", test_generate},
     {"training", test_training},
     {"waits", test_waits},
+    {"streaming", test_streaming},
     {"dump_on_a_card", test_dump_on_a_card},
     {"updates_on_a_card", test_updates_on_a_card},
     {"generate_on_a_card", test_generate_on_a_card},
     {"training_on_a_card", test_training_on_a_card},
+    {"streaming_on_a_card", test_streaming_on_a_card},
 };
 TEST_MAIN(tests)

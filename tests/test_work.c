@@ -97,6 +97,40 @@ void weights_free(weight_t *weights)
     device_free(weights);
 }
 
+void device_stream_weights(Device *dev)
+{
+    (void)dev;
+}
+
+weight_t *weights_alloc_model(const Device *dev, size_t n)
+{
+    (void)dev;
+    return weights_alloc(n);
+}
+
+bool weights_are_streamed(const weight_t *weights)
+{
+    (void)weights;
+    return false;
+}
+
+size_t weights_device_bytes(const weight_t *weights, size_t n)
+{
+    (void)weights;
+    return n * WEIGHT_BYTES;
+}
+
+int weights_keep(const weight_t *first, size_t n, size_t count, size_t stride, Error *error)
+{
+    (void)first, (void)n, (void)count, (void)stride, (void)error;
+    return 0;
+}
+
+void weights_stream(Device *dev, WeightPiece now, WeightPiece next)
+{
+    (void)dev, (void)now, (void)next;
+}
+
 int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
 {
     (void)dev, (void)weights, (void)parked, (void)error;
