@@ -67,6 +67,10 @@
 #define head_forward cpu_head_forward
 #define softmax_cross_entropy cpu_softmax_cross_entropy
 #define top_log_probabilities cpu_top_log_probabilities
+#define head_sketch_bytes cpu_head_sketch_bytes
+#define head_sketch_create cpu_head_sketch_create
+#define head_sketch_free cpu_head_sketch_free
+#define best_words cpu_best_words
 #define scale_forward cpu_scale_forward
 #define adafactor_update cpu_adafactor_update
 #define adafactor_update_rows cpu_adafactor_update_rows
@@ -151,6 +155,10 @@ using cpu::cpu_weights_free;
 #undef head_forward
 #undef softmax_cross_entropy
 #undef top_log_probabilities
+#undef head_sketch_bytes
+#undef head_sketch_create
+#undef head_sketch_free
+#undef best_words
 #undef scale_forward
 #undef adafactor_update
 #undef adafactor_update_rows
