@@ -1975,6 +1975,9 @@ enum {
 };
 typedef int32_t lanes_t __attribute__((vector_size(LANES * sizeof(int32_t)), may_alias));
 typedef uint32_t unsigned_lanes_t __attribute__((vector_size(LANES * sizeof(uint32_t))));
+/* Steps and rows beyond these sizes are nothing that a model has. Without them no product of a row and a sketch leaves the
+ * numbers that are rounded relatively. */
+static const real_t SKETCH_SMALLEST = (real_t)1e-20, SKETCH_LARGEST = (real_t)1e15;
 static const double UNIT_ROUNDOFF = (sizeof(real_t) == sizeof(double) ? DBL_EPSILON : FLT_EPSILON) / 2;
 
 struct HeadSketch {
@@ -1988,34 +1991,35 @@ static void sketch_layout(HeadSketch *s, char *memory, size_t *bytes, size_t voc
     s->blocks = ceil_div(vocabulary, SKETCH_WORDS);
     s->groups = round_up(in, max_size(LANES, SKETCH_GROUP)) / SKETCH_GROUP;
     const size_t q = s->blocks * s->groups * SKETCH_VECTORS * sizeof *s->q, words = s->blocks * SKETCH_WORDS;
+    *bytes = q + 2 * words * sizeof(real_t);
+    if (!memory) return;
     s->q = (lanes_t *)memory;
     s->step = (real_t *)(memory + q);
     s->error = s->step + words;
-    *bytes = q + 2 * words * sizeof(real_t);
 }
 
 /* Step and error of n <= LANES words, rows of w, whose 8 bits go to q, a vector for each group; where there is no word,
- * or one with a number that is not finite, 0 and infinity. */
+ * or none of use, 0 and infinity. Sizes are counted in steps, so that no square is too small or too large. */
 static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, size_t n, size_t in, size_t groups)
 {
     const double rounding = UNIT_ROUNDOFF * (double)(in + 8); /* 8: of the few operations before and behind a sum */
-    vec_t inverse = {0}, rest = {0};
-    real_t squares[LANES];
+    const vec_t half = vec_set((real_t)0.5);
+    vec_t inverse = {0}, squares = {0}, rest = {0};
+    lanes_t packed = {0};
     for (size_t j = 0; j < LANES; j++) {
-        squares[j] = j < n ? sum_of_squares(w.data + j * w.row, in) : INFINITY;
-        const real_t largest = isfinite(squares[j]) ? largest_size(w.data + j * w.row, in) : 0;
-        step[j] = largest / INT8_MAX >= FLT_MIN ? largest / INT8_MAX : 0;
-        inverse[j] = step[j] > 0 ? 1 / step[j] : 0;
+        const real_t largest = j < n ? largest_size(w.data + j * w.row, in) : 0;
+        step[j] = largest > SKETCH_SMALLEST ? largest / INT8_MAX : SKETCH_SMALLEST;
+        inverse[j] = 1 / step[j];
     }
     for (size_t k = 0; k < groups * SKETCH_GROUP; k += LANES) {
         vec_t column[LANES];
-        lanes_t packed = {0};
         load_columns(column, operand_from(w, 0, k), n, in > k ? min_size(LANES, in - k) : 0);
         UNROLLED for (size_t c = 0; c < LANES; c++)
         {
-            const vec_t scaled = column[c] * inverse, half = vec_set((real_t)0.5);
-            const lanes_t nearest = __builtin_convertvector(scaled + vec_select(scaled < 0, -half, half), lanes_t);
-            const vec_t left = column[c] - vec_load(step) * __builtin_convertvector(nearest, vec_t);
+            const vec_t scaled = column[c] * inverse, number = vec_select(scaled == scaled, scaled, vec_set(0));
+            const lanes_t nearest = __builtin_convertvector(number + vec_select(number < 0, -half, half), lanes_t);
+            const vec_t left = number - __builtin_convertvector(nearest, vec_t);
+            squares += scaled * scaled; /* NaN, if one of the numbers is infinite or none */
             rest += left * left;
             packed |= (nearest & 0xff) << 8 * ((k + c) % SKETCH_GROUP);
             if ((k + c) % SKETCH_GROUP < SKETCH_GROUP - 1) continue;
@@ -2023,11 +2027,13 @@ static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, siz
             packed = (lanes_t){0};
         }
     }
-    for (size_t j = 0; j < LANES; j++)
-        error[j] =
-            isfinite(squares[j])
-                ? (real_t)(sqrt((double)rest[j]) + 4 * rounding * (sqrt((double)squares[j]) + sqrt((double)rest[j])))
-                : INFINITY;
+    for (size_t j = 0; j < LANES; j++) {
+        const double length = sqrt((double)squares[j]), left = sqrt((double)rest[j]);
+        error[j] = (real_t)((double)step[j] * (left + 4 * rounding * (length + left)));
+        if (j < n && isfinite(length) && step[j] < SKETCH_LARGEST) continue;
+        step[j] = 0;
+        error[j] = INFINITY;
+    }
 }
 
 HeadSketch *head_sketch_create(Device *dev, const weight_t *w, size_t in, size_t vocabulary)
@@ -2104,7 +2110,7 @@ static void sketch_block(const HeadSketch *s, size_t block, real_t *upper, real_
             real_t low[SKETCH_WORDS];
             for (size_t v = 0; v < SKETCH_VECTORS; v++) {
                 const vec_t logit = sum[i][v] * vec_load(s->step + first + v * LANES);
-                const vec_t error = vec_load(s->error + first + v * LANES) * length[row + i];
+                const vec_t error = vec_load(s->error + first + v * LANES) * length[row + i] + (real_t)FLT_MIN;
                 vec_store(low + v * LANES, logit - error);
                 vec_store(upper + (row + i) * words + first + v * LANES, logit + error);
             }
@@ -2158,7 +2164,8 @@ void best_words(Device *dev, int32_t *word, const act_t *x, const weight_t *w, c
 #pragma omp parallel for num_threads(dev->threads)
     for (size_t row = 0; row < rows; row++) {
         const real_t floor = max_of(lower + row * s->blocks, s->blocks);
-        word[row] = isfinite(floor) ? best_candidate(upper + row * words, floor, x + row * in, w, in, vocabulary) : -1;
+        const bool told = length[row] < SKETCH_LARGEST && isfinite(floor);
+        word[row] = told ? best_candidate(upper + row * words, floor, x + row * in, w, in, vocabulary) : -1;
     }
 }
 
@@ -5624,10 +5631,10 @@ static int encoder_check(const TaskEncoder *e, Error *error)
 {
     size_t count = e->shots ? dataset_count(e->shown) : 0;
     if (count && e->same_rows) count--; /* never itself */
-    return count >= e->shots
-               ? 0
-               : error_set(error, EXIT_USAGE, "%s: --shots %zu (expected at least as many examples to show, found %zu)",
-                           task_name(e->task), e->shots, count);
+    return count >= e->shots ? 0
+                             : error_set(error, EXIT_USAGE,
+                                         "%s: %zu worked examples (expected at least as many rows to show, found %zu)",
+                                         task_name(e->task), e->shots, count);
 }
 
 /* The whole input of row i, whose own example is given; to be freed. */
@@ -7593,7 +7600,7 @@ static int run_write_analysis(const Run *run, Error *error)
     bool several = run->n_probe_shots > 1;
     int status = directory_create(directory, error);
     if (!status) status = probe_curves_read(&curves, run, error);
-    at = several ? text_format(", %zu-shot", probe_shots(run, 0)) : text_format("%s", "");
+    at = text_format(", %zu-shot", probe_shots(run, 0));
     format_title = text_format("Answers to held-out tasks in the trained task's format%s", at);
     score_title = text_format("Scores of held-out tasks along training%s", at);
     tradeoff_label = text_format("held-out tasks: mean score%s", at);

@@ -36,6 +36,12 @@ static int write_compared_figure(const char *directory, const char *name, char *
         one = figure_plot(figures[read++]);
         if (one->count == 0) continue;
         if (n == 0) plot = *one;
+        if (strcmp(plot.title, one->title) != 0 || strcmp(plot.y_label, one->y_label) != 0) {
+            status =
+                error_set(error, EXIT_USAGE, "%s: its figure is \"%s\" of \"%s\" (expected \"%s\" of \"%s\" as of %s)",
+                          paths[i], one->title, one->y_label, plot.title, plot.y_label, labels[0]);
+            break;
+        }
         series[n] = one->series[0];
         for (size_t k = 0; k < one->count; k++)
             if (strcmp(one->series[k].name, "mean") == 0) series[n] = one->series[k];

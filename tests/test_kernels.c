@@ -1011,6 +1011,44 @@ static void test_sketch_bounds(void)
     device_close(dev);
 }
 
+/* Words and rows of such sizes. kind 1: all but every third word are -1 everywhere and x is positive, so that the best
+ * is one of the small words beside large ones. */
+static void best_words_of_size(Device *dev, int kind, double word_size, double row_size, uint64_t key)
+{
+    enum { N = 400, IN = 64 };
+    real_t *w = numbers(N * IN, 2 * key), *x = numbers(HEAD_SKETCH_ROWS * IN, 2 * key + 1);
+    int32_t word[HEAD_SKETCH_ROWS];
+    for (size_t k = 0; k < N * IN; k++) w[k] = kind && k / IN % 3 ? -1 : (real_t)((double)w[k] * word_size);
+    for (size_t k = 0; k < HEAD_SKETCH_ROWS * IN; k++)
+        x[k] = (real_t)((kind ? fabs((double)x[k]) : (double)x[k]) * row_size);
+    HeadSketch *sketch = head_sketch_create(dev, w, IN, N);
+    best_words(dev, word, x, w, sketch, HEAD_SKETCH_ROWS, IN, N);
+    for (size_t r = 0; r < HEAD_SKETCH_ROWS; r++) {
+        const int32_t expected = best_of_all(dev, x + r * IN, w, IN, N);
+        CHECK(word[r] == expected || word[r] == -1, "kind %d, sizes %g and %g, row %zu: %d, not %d", kind, word_size,
+              row_size, r, word[r], expected);
+    }
+    head_sketch_free(sketch);
+    free(w), free(x);
+}
+
+/* So small that squares vanish, and so large that products would overflow. */
+static void test_best_words_sizes(void)
+{
+    static const double sizes[][2] = {{1e-21, 1}, {1e-23, 1}, {1e-30, 1}, {1e-36, 1e10}, {1e12, 1e12}, {1e-30, 1e-30}};
+    Device *dev = kernel_device(1);
+    for (int kind = 0; kind < 2; kind++)
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+            for (uint64_t key = 0; key < 60; key++) best_words_of_size(dev, kind, sizes[i][0], sizes[i][1], 370 + key);
+    real_t w[2][4] = {{-1, 1, 1, 0}, {0, 0, 0, 1}}, x[4] = {(real_t)3e36, (real_t)2e36, (real_t)2e36, 1};
+    int32_t word = 0;
+    HeadSketch *sketch = head_sketch_create(dev, w[0], 4, 2);
+    best_words(dev, &word, x, w[0], sketch, 1, 4, 2);
+    CHECK(word == -1, "word %d of a row that is too large", word);
+    head_sketch_free(sketch);
+    device_close(dev);
+}
+
 /* What a sketch cannot tell it leaves open: too many equal words, numbers that are none, in w or x. */
 static void test_best_words_left_open(void)
 {
@@ -1472,6 +1510,7 @@ static const Test tests[] = {
     {"top_places", test_top_places},
     {"best_words", test_best_words},
     {"sketch_bounds", test_sketch_bounds},
+    {"best_words_sizes", test_best_words_sizes},
     {"best_words_left_open", test_best_words_left_open},
     {"scale_forward", test_scale_forward},
     {"adafactor", test_adafactor},
