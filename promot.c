@@ -1975,8 +1975,8 @@ enum {
 };
 typedef int32_t lanes_t __attribute__((vector_size(LANES * sizeof(int32_t)), may_alias));
 typedef uint32_t unsigned_lanes_t __attribute__((vector_size(LANES * sizeof(uint32_t))));
-/* Steps and rows beyond these sizes are nothing that a model has. Without them no product of a row and a sketch leaves the
- * numbers that are rounded relatively. */
+/* Steps and rows beyond these sizes are nothing that a model has. Without them no product of a row and a sketch leaves
+ * the numbers that are rounded relatively. */
 static const real_t SKETCH_SMALLEST = (real_t)1e-20, SKETCH_LARGEST = (real_t)1e15;
 static const double UNIT_ROUNDOFF = (sizeof(real_t) == sizeof(double) ? DBL_EPSILON : FLT_EPSILON) / 2;
 
@@ -3620,7 +3620,7 @@ static void layout_pass(Arena *arena, Pass *pass, const T5Config *c, size_t Ns, 
     if (kind == PASS_ENCODE) return;
     layout_decoder(arena, pass, c, Nt, Ns);
     pass->loss = arena_take(arena, Nt, sizeof(stat_t));
-    /* The head is done with its logits when the backward pass first writes one of its own buffers: one place for both. */
+    /* The logits are no longer wanted when the backward pass first writes to its own buffers: they share a place. */
     const size_t shared_place = arena->used;
     pass->logits_rows = logits_rows(c, Nt);
     pass->logits = arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(logit_t));
