@@ -131,15 +131,19 @@ typedef struct {
     bool empty;      /* there is nothing to draw in the plane */
 } Frame;
 
+/* A millionth of a pixel: coordinates are printed with one decimal, and one that lies half between two shall go the
+ * same way whatever a compiler's arithmetic makes of its last bit. */
+static const double OFF_HALVES = 1e-6;
+
 static double pixel_x(const Frame *frame, double x)
 {
     enum { INSET = 10 }; /* so that marks do not lie on the border */
-    return frame->left + INSET + axis_part(&frame->x, x) * (frame->right - frame->left - 2 * INSET);
+    return frame->left + INSET + axis_part(&frame->x, x) * (frame->right - frame->left - 2 * INSET) + OFF_HALVES;
 }
 
 static double pixel_y(const Frame *frame, double y)
 {
-    return frame->bottom - axis_part(&frame->y, y) * (frame->bottom - frame->top);
+    return frame->bottom - axis_part(&frame->y, y) * (frame->bottom - frame->top) + OFF_HALVES;
 }
 
 static double spread_at(const PlotSeries *series, size_t i)
