@@ -347,7 +347,9 @@ static void test_bands_end_with_the_range(void)
     Plot plot = {.count = 1, .series = &series, .y_high = 100};
     Frame frame;
     CHECK(frame_lay_out(&frame, &plot) == 0 && frame.y.low == 0 && frame.y.high == 100);
-    CHECK(pixel_y_cut(&frame, 109) == frame.top && pixel_y_cut(&frame, -8) == frame.bottom);
+    CHECK(pixel_y_cut(&frame, 109) == pixel_y(&frame, 100) && pixel_y_cut(&frame, -8) == pixel_y(&frame, 0));
+    CHECK(fabs(pixel_y(&frame, 100) - frame.top) < 1e-5 &&
+          fabs(pixel_y(&frame, 0) - frame.bottom) < 1e-5); /* OFF_HALVES */
     CHECK(pixel_y_cut(&frame, 50) == pixel_y(&frame, 50));
     free(frame.label_y);
     char *svg = draw(&plot);
