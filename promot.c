@@ -1975,8 +1975,8 @@ enum {
 };
 typedef int32_t lanes_t __attribute__((vector_size(LANES * sizeof(int32_t)), may_alias));
 typedef uint32_t unsigned_lanes_t __attribute__((vector_size(LANES * sizeof(uint32_t))));
-/* Steps and rows beyond these sizes are nothing that a model has. Without them no product of a row and a sketch leaves
- * the numbers that are rounded relatively. */
+/* Steps and rows beyond these sizes are nothing that a model has. Without them no sum overflows, and no step is so
+ * small that the bounds vanish. */
 static const real_t SKETCH_SMALLEST = (real_t)1e-20, SKETCH_LARGEST = (real_t)1e15;
 static const double UNIT_ROUNDOFF = (sizeof(real_t) == sizeof(double) ? DBL_EPSILON : FLT_EPSILON) / 2;
 
@@ -2106,7 +2106,7 @@ static void sketch_block(const HeadSketch *s, size_t block, real_t *upper, real_
             sketch_tile(sum, 0, some, depth, q, s->groups, 2, SKETCH_VECTORS);
         else
             sketch_tile(sum, 0, some, depth, q, s->groups, 1, SKETCH_VECTORS);
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; i < n; i++) { /* FLT_MIN: of products that are too small to be rounded relatively */
             real_t low[SKETCH_WORDS];
             for (size_t v = 0; v < SKETCH_VECTORS; v++) {
                 const vec_t logit = sum[i][v] * vec_load(s->step + first + v * LANES);

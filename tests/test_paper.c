@@ -1124,6 +1124,11 @@ static void test_compare(void)
     free(text);
     cJSON_Delete(results[0]);
     cJSON_Delete(results[1]);
+    make_run("several", SEVERAL); /* whose figures show 4 worked examples first, and those of the other run 1 */
+    make_run("several/scores", "eval --model " SCRATCH "/several/model " BOTH
+                               " --shots 0 --threads 1 --quiet --beams 1 --limit 5 --max-length 8");
+    check_refused("eval --compare " SCRATCH "/watched/scores " SCRATCH "/several/scores --out " SCRATCH "/unlike",
+                  ", 4-shot");
     check_refused("eval --compare " SCRATCH "/nowhere", "nowhere");
     check_refused("eval --compare " SCRATCH "/drawn --format table", "--format");
 }
