@@ -3540,14 +3540,16 @@ typedef struct {
     size_t capacity;
 } Pass;
 
-/* The head's logits exist for so many bytes' worth of rows at a time. Fewer rows would go through its weights and their
- * gradient more often; more rows would only take memory. A card, whose products want many rows and whose memory is
- * filled by other things, takes more. */
-static const size_t LOGITS_BYTES = ON_A_CARD ? (size_t)2 << 30 : (size_t)256 << 20;
+/* The head's logits exist for so many bytes' worth of rows at a time, or for as many as find room in memory that is
+ * there anyhow. Fewer rows go through the head's weights and their gradient more often; more rows would only take
+ * memory. A card, whose products want many rows and whose memory is filled by other things, takes more. */
+static const size_t LOGITS_BYTES = ON_A_CARD ? (size_t)2 << 30 : (size_t)128 << 20;
 
-static size_t logits_rows(const T5Config *c, size_t rows)
+/* found: the rows that have such room. */
+static size_t logits_rows(const T5Config *c, size_t rows, size_t found)
 {
-    return min_size(rows, max_size(1, LOGITS_BYTES / (c->vocab_size * sizeof(logit_t))));
+    const size_t wanted = LOGITS_BYTES / (c->vocab_size * sizeof(logit_t));
+    return min_size(rows, max_size(1, max_size(wanted, found)));
 }
 
 /* What the MLP's first product has for each row: gate and up, or only one of them. */
@@ -3622,13 +3624,6 @@ static void layout_pass(Arena *arena, Pass *pass, const T5Config *c, size_t Ns, 
     pass->loss = arena_take(arena, Nt, sizeof(stat_t));
     /* The logits are no longer wanted when the backward pass first writes to its own buffers: they share a place. */
     const size_t shared_place = arena->used;
-    pass->logits_rows = logits_rows(c, Nt);
-    pass->logits = arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(logit_t));
-    pass->dlogits = sizeof(act_t) == sizeof(logit_t)
-                        ? (act_t *)pass->logits
-                        : arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(act_t));
-    const size_t logits_end = arena->used;
-    arena->used = shared_place;
     pass->dx = arena_take(arena, N * D, sizeof(act_t));
     pass->dencoder = arena_take(arena, Ns * D, sizeof(act_t));
     pass->dbranch = arena_take(arena, N * D, sizeof(act_t));
@@ -3637,7 +3632,15 @@ static void layout_pass(Arena *arena, Pass *pass, const T5Config *c, size_t Ns, 
     pass->dattended = arena_take(arena, N * I, sizeof(act_t));
     pass->dhidden = arena_take(arena, N * F, sizeof(act_t));
     pass->dmlp = arena_take(arena, N * mlp_width(c), sizeof(act_t));
-    arena->used = max_size(arena->used, logits_end);
+    const size_t backward_end = arena->used;
+    const bool in_place = sizeof(act_t) == sizeof(logit_t); /* the gradient takes the logits' own place */
+    const size_t row_bytes = c->vocab_size * (sizeof(logit_t) + (in_place ? 0 : sizeof(act_t)));
+    arena->used = shared_place;
+    pass->logits_rows = logits_rows(c, Nt, (backward_end - shared_place) / row_bytes);
+    pass->logits = arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(logit_t));
+    pass->dlogits =
+        in_place ? (act_t *)pass->logits : arena_take(arena, pass->logits_rows * c->vocab_size, sizeof(act_t));
+    arena->used = max_size(arena->used, backward_end);
 }
 
 /* The bytes that a pass over so many rows needs. */
@@ -5000,7 +5003,7 @@ static void decoder_layout(Decoder *d, Arena *arena, size_t candidates)
     d->attended = arena_take(arena, R * I, sizeof(act_t));
     d->mlp_a = arena_take(arena, R * 2 * F, sizeof(act_t));
     d->hidden = arena_take(arena, R * F, sizeof(act_t));
-    d->logits_rows = logits_rows(c, R);
+    d->logits_rows = logits_rows(c, R, 0);
     d->logits = arena_take(arena, d->logits_rows * c->vocab_size, sizeof(logit_t));
     d->rstd = arena_take(arena, R, sizeof(stat_t));
     d->logsumexp = arena_take(arena, R * c->num_heads, sizeof(stat_t));
@@ -5531,7 +5534,7 @@ static size_t decoding_inputs(const T5Config *c, size_t beams, size_t max_steps,
 
 static size_t decoding_bytes(const T5Config *c, size_t beams, size_t max_steps, size_t longest, size_t count)
 {
-    size_t n = min_size(decoding_inputs(c, beams, max_steps, longest), count), logits = logits_rows(c, n * beams);
+    size_t n = min_size(decoding_inputs(c, beams, max_steps, longest), count), logits = logits_rows(c, n * beams, 0);
     size_t sketch = ON_A_CARD || beams > 1 ? 0 : head_sketch_bytes(c->d_model, c->vocab_size);
     return n * decoder_bytes_per_input(c, beams, max_steps, longest) + logits * c->vocab_size * sizeof(logit_t) +
            sketch;

@@ -165,7 +165,7 @@ static void add_matmuls(KernelList *list)
     const T5Config *c = list->config;
     const size_t N = list->batch->source.rows, M = list->batch->target.rows, D = c->d_model, V = c->vocab_size,
                  I = c->num_heads * c->d_kv, F = c->d_ff, A = c->mlp == MLP_GATED_GELU ? 2 * F : F;
-    const size_t chunk = logits_rows(c, M);
+    const size_t chunk = logits_rows(c, M, 0);
     const size_t few[] = {1, 8, 32}; /* greedy and beam decoding, batch 1 and 8 */
     add_linear(list, LAYOUTS("square"), min_size(LARGE, N), min_size(LARGE, N), min_size(LARGE, N));
     add_linear(list, LAYOUTS("q k v"), N, D, 3 * I);
@@ -427,7 +427,7 @@ static void run_top_words(const KernelRun *k, void *const *o)
 
 static void add_vocabulary(KernelList *list)
 {
-    const size_t V = list->config->vocab_size, rows = logits_rows(list->config, list->batch->target.rows);
+    const size_t V = list->config->vocab_size, rows = logits_rows(list->config, list->batch->target.rows, 0);
     const size_t decoding = min_size(32, rows);
     Kernel *k = kernel_add(list, "softmax cross-entropy", run_cross_entropy, rows, V, 0, 7.0 * (double)(rows * V));
     if (LOGITS_GRADIENT)

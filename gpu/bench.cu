@@ -38,7 +38,7 @@ enum {
     HEAD_SIZE = 64,
     BEAMS = 4,
     SMALL_ROWS = 8 * (512 + 64),
-    LOGITS_CHUNK = ((size_t)2 << 30) / (250112 * 4), /* rows of the head at a time: logits_rows in promot.c */
+    LOGITS_CHUNK = ((size_t)2 << 30) / (250112 * 4), /* rows of the head at a time at least: logits_rows in promot.c */
     CEILING_SIDE = 8192,
 };
 
