@@ -6424,9 +6424,11 @@ typedef struct {
     size_t n_tasks;
     TaskData *probes; /* held-out tasks, watched along training */
     size_t n_probes;
-    EncodedSplit *probe_inputs; /* [n_probe_shots, n_probes]: of each number of --probe-shots */
+    size_t *probe_shots; /* [n_probe_shots]: --probe-shots */
     size_t n_probe_shots;
-    int64_t probe_every; /* 0: at each checkpoint */
+    EncodedSplit *probe_inputs;   /* [n_probe_shots, n_probes]: of each number of --probe-shots */
+    EncodedSplit *trained_inputs; /* [n_probe_shots, n_tasks]: the same of the trained tasks' dev rows; or NULL */
+    int64_t probe_every;          /* 0: at each checkpoint */
     Source source;
     size_t most_rows[MAX_STAGES]; /* both sides of the largest batch of a stage, as foreseen */
     Stage stages[MAX_STAGES];
@@ -6733,28 +6735,32 @@ static int log_open(Run *run, bool resumed, Error *error)
 
 /* --- checkpoints on the dev set */
 
-/* The mean dev score of all tasks that have a dev set; *evaluated: whether there is one. */
+/* Scores one trained task, as its stage asks it: with its prompt, if there are prompts. */
+static int evaluate_trained(const Run *run, const EncodedSplit *inputs, size_t most_tokens, double *score, Error *error)
+{
+    const Prompts *prompts = run->stages[run->stage].uses_prompts ? &run->prompts : NULL;
+    DecodeSettings decoding = run->dev_decode;
+    Progress silent = progress_begin(true, 0);
+    Evaluation outputs;
+    if (!decoding.max_length) decoding.max_length = most_tokens;
+    if (evaluate_split(run->model, prompts, inputs, &decoding, &silent, &outputs, error)) return -1;
+    *score = outputs.metric.score;
+    evaluation_free(&outputs);
+    return 0;
+}
+
+/* The mean dev score of all tasks; *evaluated: whether there is one. */
 static int run_evaluate(Run *run, cJSON *scores, double *mean, bool *evaluated, Error *error)
 {
-    const Stage *stage = &run->stages[run->stage];
-    double sum = 0;
-    size_t n = 0;
+    double sum = 0, score;
     for (size_t i = 0; i < run->n_tasks; i++) {
-        Evaluation result;
-        DecodeSettings decoding = run->dev_decode;
         const EncodedSplit *dev = &run->tasks[i].dev;
-        Progress progress = progress_begin(true, 0);
-        if (!decoding.max_length) decoding.max_length = dev->longest_target;
-        if (evaluate_split(run->model, stage->uses_prompts ? &run->prompts : NULL, dev, &decoding, &progress, &result,
-                           error))
-            return -1;
-        cJSON_AddNumberToObject(scores, run->tasks[i].name, result.metric.score);
-        sum += result.metric.score;
-        n++;
-        evaluation_free(&result);
+        if (evaluate_trained(run, dev, dev->longest_target, &score, error)) return -1;
+        cJSON_AddNumberToObject(scores, run->tasks[i].name, score);
+        sum += score;
     }
-    *evaluated = n > 0;
-    *mean = n ? sum / (double)n : NAN;
+    *evaluated = run->n_tasks > 0;
+    *mean = run->n_tasks ? sum / (double)run->n_tasks : NAN;
     return 0;
 }
 
@@ -6817,18 +6823,12 @@ static void add_if_finite(cJSON *to, const char *name, double x)
     if (isfinite(x)) cJSON_AddNumberToObject(to, name, x);
 }
 
-/* How many worked examples the probes have at number s of --probe-shots. */
-static size_t probe_shots(const Run *run, size_t s)
-{
-    return run->probe_inputs[s * run->n_probes].encoder.shots;
-}
-
-/* Scores the probes with the model as it is, without any prompt, at number s of --probe-shots, and logs it: a record
- * with "shots", "probe", "mean" and "format_ratio". */
-static int run_probe_at(Run *run, size_t s, const Progress *progress, Error *error)
+/* Asks the held-out tasks without any prompt at number s of --probe-shots, and adds to the record "probe", "mean" and
+ * "format_ratio". */
+static int probe_heldout(const Run *run, size_t s, cJSON *record, const Progress *progress, Error *error)
 {
     const Stage *stage = &run->stages[run->stage];
-    cJSON *record = cJSON_CreateObject(), *probe = cJSON_AddObjectToObject(record, "probe");
+    cJSON *probe = cJSON_AddObjectToObject(record, "probe");
     const Task **targets = host_alloc(run->n_tasks, sizeof *targets);
     double mean = 0, ratio = 0;
     size_t n_ratios = 0;
@@ -6844,7 +6844,6 @@ static int run_probe_at(Run *run, size_t s, const Progress *progress, Error *err
         cJSON *scores;
         if (!decoding.max_length) decoding.max_length = inputs->longest_target + EXTRA_TOKENS;
         if (evaluate_split(run->model, NULL, inputs, &decoding, &silent, &outputs, error)) {
-            cJSON_Delete(record);
             free(targets);
             return -1;
         }
@@ -6858,38 +6857,74 @@ static int run_probe_at(Run *run, size_t s, const Progress *progress, Error *err
         if (isfinite(in_format)) ratio += in_format, n_ratios++;
         evaluation_free(&outputs);
     }
-    cJSON_AddStringToObject(record, "stage", stage->name);
-    cJSON_AddNumberToObject(record, "step", (double)run->step);
-    cJSON_AddNumberToObject(record, "shots", (double)probe_shots(run, s));
     cJSON_AddNumberToObject(record, "mean", mean);
     ratio = n_ratios ? ratio / (double)n_ratios : NAN;
     add_if_finite(record, "format_ratio", ratio);
     format =
         isfinite(ratio) ? text_format(", %.1f %% of the answers in the trained format", ratio) : text_format("%s", "");
     text = text_format("%s step %lld: held-out tasks, %zu-shot, %.2f%s", stage->name, (long long)run->step,
-                       probe_shots(run, s), mean, format);
+                       run->probe_shots[s], mean, format);
     progress_note(progress, text);
     free(targets);
     free(format);
     free(text);
-    return log_write(run, record, error);
+    return 0;
 }
 
+/* Asks the trained tasks, with their prompts, at number s of --probe-shots, and adds "trained" and "trained_mean". */
+static int probe_trained(const Run *run, size_t s, cJSON *record, const Progress *progress, Error *error)
+{
+    cJSON *trained = cJSON_AddObjectToObject(record, "trained");
+    double mean = 0, score;
+    char *text;
+    for (size_t i = 0; i < run->n_tasks; i++) {
+        const EncodedSplit *inputs = &run->trained_inputs[s * run->n_tasks + i];
+        if (evaluate_trained(run, inputs, inputs->longest_target + EXTRA_TOKENS, &score, error)) return -1;
+        cJSON_AddNumberToObject(trained, run->tasks[i].name, score);
+        mean += score / (double)run->n_tasks;
+    }
+    cJSON_AddNumberToObject(record, "trained_mean", mean);
+    text = text_format("%s step %lld: what is trained, %zu-shot, %.2f", run->stages[run->stage].name,
+                       (long long)run->step, run->probe_shots[s], mean);
+    progress_note(progress, text);
+    free(text);
+    return 0;
+}
+
+/* Can held-out tasks be answered in another way after a step of this stage? */
+static bool stage_changes_heldout(const Run *run)
+{
+    const Stage *stage = &run->stages[run->stage];
+    return stage->trains_model || (stage->trains_lora && !run->lora_comes_off);
+}
+
+/* Asks what is to be asked with the model as it is, and logs a record for each number of --probe-shots. */
 static int run_probe(Run *run, const Progress *progress, Error *error)
 {
+    bool heldout = run->n_probes && stage_changes_heldout(run);
     int status = 0;
-    if (run->lora_comes_off) lora_unmerge(run->model);
-    for (size_t s = 0; !status && s < run->n_probe_shots; s++) status = run_probe_at(run, s, progress, error);
-    if (run->lora_comes_off) lora_merge(run->model);
+    for (size_t s = 0; !status && s < run->n_probe_shots; s++) {
+        cJSON *record = cJSON_CreateObject();
+        cJSON_AddStringToObject(record, "stage", run->stages[run->stage].name);
+        cJSON_AddNumberToObject(record, "step", (double)run->step);
+        cJSON_AddNumberToObject(record, "shots", (double)run->probe_shots[s]);
+        if (heldout && run->lora_comes_off) lora_unmerge(run->model);
+        if (heldout) status = probe_heldout(run, s, record, progress, error);
+        if (heldout && run->lora_comes_off) lora_merge(run->model);
+        if (!status && run->trained_inputs) status = probe_trained(run, s, record, progress, error);
+        if (status)
+            cJSON_Delete(record);
+        else
+            status = log_write(run, record, error);
+    }
     return status;
 }
 
-/* Are probes due now? They are where a stage changes the model. */
+/* Are probes due now? Held-out tasks are asked where a stage can change the answers, trained ones in every stage. */
 static bool probe_is_due(const Run *run, bool checkpoint)
 {
     const Stage *stage = &run->stages[run->stage];
-    bool changes = stage->trains_model || (stage->trains_lora && !run->lora_comes_off);
-    if (!run->n_probes || !changes) return false;
+    if (!run->trained_inputs && !(run->n_probes && stage_changes_heldout(run))) return false;
     return run->probe_every ? run->step % run->probe_every == 0 || run->step == stage->steps : checkpoint;
 }
 
@@ -7145,7 +7180,7 @@ static int run_execute(Run *run, bool resumed, Error *error)
         status = error_set(error, EXIT_FAILED, "%s/log.jsonl: cannot write: %s", run->directory, strerror(errno));
     run->log = NULL;
     if (!status) status = run_write_results(run, error);
-    if (!status && run->n_probes) status = run_write_analysis(run, error);
+    if (!status && (run->n_probes || run->trained_inputs)) status = run_write_analysis(run, error);
     if (!status) {
         results = run_results(run);
         text = cJSON_Print(results);
@@ -7475,12 +7510,13 @@ static double record_number(const cJSON *object, const char *name) /* NAN: it ha
 
 /* Of each probe, and at last of their mean: the share of answers in the trained format, and the score, over the steps,
  * at the first number of --probe-shots. tradeoff: the mean of the probes over the trained tasks' dev score, where both
- * were measured. by_shots: the mean of the probes at each number of --probe-shots. */
+ * were measured. by_shots, trained: the means of the probes and of the trained tasks at each number of
+ * --probe-shots. */
 typedef struct {
     size_t n_probes, n_shots;
     Curve *format, *score; /* [n_probes + 1] */
     Curve tradeoff;
-    Curve *by_shots; /* [n_shots] */
+    Curve *by_shots, *trained; /* [n_shots] */
 } ProbeCurves;
 
 static void curves_free(Curve *curves, size_t count)
@@ -7497,6 +7533,7 @@ static void probe_curves_free(ProbeCurves *c)
     curves_free(c->format, c->n_probes + 1);
     curves_free(c->score, c->n_probes + 1);
     curves_free(c->by_shots, c->n_shots);
+    curves_free(c->trained, c->n_shots);
     free(c->tradeoff.x);
     free(c->tradeoff.y);
 }
@@ -7511,10 +7548,13 @@ static void probe_curves_add(ProbeCurves *c, const Run *run, const cJSON *record
     /* Probes belong to the last stage; the steps of an earlier one have the same numbers. */
     if (!stage || strcmp(stage, run->stages[run->n_stages - 1].name) != 0) return;
     if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev[0] = step, dev[1] = mean;
-    if (!probe) return;
-    for (size_t s = 0; s < c->n_shots; s++)
-        if (shots == (double)probe_shots(run, s)) curve_add(&c->by_shots[s], step, mean);
-    if (shots != (double)probe_shots(run, 0)) return;
+    for (size_t s = 0; s < c->n_shots; s++) {
+        double trained = record_number(record, "trained_mean");
+        if (shots != (double)run->probe_shots[s]) continue;
+        if (probe) curve_add(&c->by_shots[s], step, mean);
+        if (isfinite(trained)) curve_add(&c->trained[s], step, trained);
+    }
+    if (!probe || shots != (double)run->probe_shots[0]) return;
     for (size_t i = 0; i < run->n_probes; i++) {
         const cJSON *one = cJSON_GetObjectItemCaseSensitive(probe, run->probes[i].name);
         curve_add(&c->format[i], step, record_number(one, "format_ratio"));
@@ -7535,6 +7575,7 @@ static int probe_curves_read(ProbeCurves *c, const Run *run, Error *error)
     c->format = host_alloc(run->n_probes + 1, sizeof *c->format);
     c->score = host_alloc(run->n_probes + 1, sizeof *c->score);
     c->by_shots = host_alloc(run->n_probe_shots, sizeof *c->by_shots);
+    c->trained = host_alloc(run->n_probe_shots, sizeof *c->trained);
     free(path);
     if (status) return -1;
     for (size_t i = 0; i < lines.count; i++) {
@@ -7565,68 +7606,60 @@ static int write_probe_figure(const Run *run, const char *directory, const char 
     return status;
 }
 
-/* A figure of the mean of the probes, one curve for each number of --probe-shots. */
-static int write_shots_figure(const Run *run, const char *directory, const Curve *curves, Error *error)
+/* A figure of means, one curve for each number of --probe-shots. */
+static int write_shots_figure(const Run *run, const char *directory, const char *name, const Curve *curves, Plot plot,
+                              Error *error)
 {
     PlotSeries *series = host_alloc(run->n_probe_shots, sizeof *series);
     char(*names)[16] = host_alloc(run->n_probe_shots, sizeof *names);
     int status;
     for (size_t s = 0; s < run->n_probe_shots; s++) {
-        snprintf(names[s], sizeof names[s], "%zu-shot", probe_shots(run, s));
+        snprintf(names[s], sizeof names[s], "%zu-shot", run->probe_shots[s]);
         series[s] = (PlotSeries){.name = names[s], .n = curves[s].n, .x = curves[s].x, .y = curves[s].y};
     }
-    status = figure_write(directory, "held_out_by_shots",
-                          &(Plot){.title = "Held-out tasks by the number of worked examples",
-                                  .x_label = "step",
-                                  .y_label = "mean score",
-                                  .caption = "The mean of the held-out tasks, without any prompt.",
-                                  .count = run->n_probe_shots,
-                                  .series = series,
-                                  .y_high = 100},
-                          error);
+    plot.x_label = "step";
+    plot.y_label = "mean score";
+    plot.count = run->n_probe_shots;
+    plot.series = series;
+    plot.y_high = 100;
+    status = figure_write(directory, name, &plot, error);
     free(names);
     free(series);
     return status;
 }
 
-/* Probes and align write into one report. */
-static const char ANALYSIS_TITLE[] = "What tuning learns, keeps and loses",
-                  ANALYSIS_INTRODUCTION[] =
-                      "Of the task and of its format alone: gradients compared. Of other tasks: asked at the "
-                      "checkpoints, without any prompt.";
-
-static int run_write_analysis(const Run *run, Error *error)
+/* The figures of the held-out tasks: their format ratio, their scores, and these over the trained tasks'. */
+static int write_heldout_figures(const Run *run, const char *directory, const ProbeCurves *curves, Error *error)
 {
-    char *directory = run_file(run, "analysis"), *at, *format_title, *score_title, *tradeoff_label;
-    ProbeCurves curves = {0};
-    PlotSeries path = {.name = "checkpoints"};
-    bool several = run->n_probe_shots > 1;
-    int status = directory_create(directory, error);
-    if (!status) status = probe_curves_read(&curves, run, error);
-    at = text_format(", %zu-shot", probe_shots(run, 0));
-    format_title = text_format("Answers to held-out tasks in the trained task's format%s", at);
-    score_title = text_format("Scores of held-out tasks along training%s", at);
-    tradeoff_label = text_format("held-out tasks: mean score%s", at);
-    for (size_t t = 0, drawn = 0; !status && !drawn && t < run->n_tasks; t++)
-        if (task_is_classification(run->tasks[t].task)) {
-            status = write_probe_figure(run, directory, "format_ratio", curves.format,
-                                        (Plot){.title = format_title,
-                                               .y_label = "percent of the answers",
-                                               .caption = "The paper's Figure 2: how fast tuning makes a model answer "
-                                                          "everything as it answers the trained task. No prompt.",
-                                               .y_high = 100},
-                                        error);
-            drawn = 1;
-        }
+    char *at = text_format(", %zu-shot", run->probe_shots[0]),
+         *format_title = text_format("Answers to held-out tasks in the trained task's format%s", at),
+         *score_title = text_format("Scores of held-out tasks along training%s", at),
+         *tradeoff_label = text_format("held-out tasks: mean score%s", at);
+    const PlotSeries path = {
+        .name = "checkpoints", .n = curves->tradeoff.n, .x = curves->tradeoff.x, .y = curves->tradeoff.y};
+    bool has_format = false;
+    int status = 0;
+    for (size_t t = 0; t < run->n_tasks; t++) has_format |= task_is_classification(run->tasks[t].task);
+    if (has_format)
+        status = write_probe_figure(run, directory, "format_ratio", curves->format,
+                                    (Plot){.title = format_title,
+                                           .y_label = "percent of the answers",
+                                           .caption = "The paper's Figure 2: how fast tuning makes a model answer "
+                                                      "everything as it answers the trained task. No prompt.",
+                                           .y_high = 100},
+                                    error);
     if (!status)
-        status = write_probe_figure(run, directory, "held_out", curves.score,
+        status = write_probe_figure(run, directory, "held_out", curves->score,
                                     (Plot){.title = score_title,
                                            .y_label = "score",
                                            .caption = "Each task's own metric, 0 to 100, without any prompt.",
                                            .y_high = 100},
                                     error);
-    if (!status && several) status = write_shots_figure(run, directory, curves.by_shots, error);
-    path = (PlotSeries){.name = "checkpoints", .n = curves.tradeoff.n, .x = curves.tradeoff.x, .y = curves.tradeoff.y};
+    if (!status && run->n_probe_shots > 1)
+        status = write_shots_figure(run, directory, "held_out_by_shots", curves->by_shots,
+                                    (Plot){.title = "Held-out tasks by the number of worked examples",
+                                           .caption = "The mean of the held-out tasks, without any prompt."},
+                                    error);
     if (!status && path.n)
         status = figure_write(directory, "tradeoff",
                               &(Plot){.title = "Trained task against held-out tasks, checkpoint by checkpoint",
@@ -7638,12 +7671,34 @@ static int run_write_analysis(const Run *run, Error *error)
                                       .points = true,
                                       .y_high = 100},
                               error);
-    if (!status) status = report_write(directory, ANALYSIS_TITLE, ANALYSIS_INTRODUCTION, NULL, 0, error);
-    probe_curves_free(&curves);
     free(tradeoff_label);
     free(score_title);
     free(format_title);
     free(at);
+    return status;
+}
+
+/* Probes and align write into one report. */
+static const char ANALYSIS_TITLE[] = "What tuning learns, keeps and loses",
+                  ANALYSIS_INTRODUCTION[] =
+                      "Of the task and of its format alone: gradients compared. Of other tasks: asked at the "
+                      "checkpoints, without any prompt.";
+
+static int run_write_analysis(const Run *run, Error *error)
+{
+    char *directory = run_file(run, "analysis");
+    ProbeCurves curves = {0};
+    int status = directory_create(directory, error);
+    if (!status) status = probe_curves_read(&curves, run, error);
+    if (!status && run->n_probes) status = write_heldout_figures(run, directory, &curves, error);
+    if (!status && run->trained_inputs)
+        status = write_shots_figure(run, directory, "trained_by_shots", curves.trained,
+                                    (Plot){.title = "What is trained, by the number of worked examples",
+                                           .caption = "The mean of the trained tasks on their dev rows, with their "
+                                                      "prompts, if there are prompts."},
+                                    error);
+    if (!status) status = report_write(directory, ANALYSIS_TITLE, ANALYSIS_INTRODUCTION, NULL, 0, error);
+    probe_curves_free(&curves);
     free(directory);
     return status;
 }

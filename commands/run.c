@@ -268,18 +268,25 @@ static int plan_stage(Run *run, size_t s, StagePlan *plan, Error *error)
     return 0;
 }
 
-/* The most that decoding a batch of the dev sets takes. */
+/* What decoding a batch of these inputs takes. */
+static size_t split_decoding_bytes(const Run *run, const EncodedSplit *split, size_t prompt_length)
+{
+    size_t steps = run->dev_decode.max_length ? run->dev_decode.max_length : split->longest_target + EXTRA_TOKENS;
+    return split->count ? decoding_bytes(&run->model->config, run->dev_decode.beams, steps,
+                                         split->longest_input + prompt_length, split->count)
+                        : 0;
+}
+
+/* The most that decoding a batch of the dev sets or of the probes takes. */
 static size_t dev_decoding_bytes(const Run *run, size_t prompt_length)
 {
-    const T5Config *c = &run->model->config;
     size_t most = 0;
-    for (size_t i = 0; i < run->n_tasks + run->n_probe_shots * run->n_probes; i++) {
-        const EncodedSplit *dev = i < run->n_tasks ? &run->tasks[i].dev : &run->probe_inputs[i - run->n_tasks];
-        size_t steps = run->dev_decode.max_length ? run->dev_decode.max_length : dev->longest_target + EXTRA_TOKENS;
-        if (dev->count)
-            most = max_size(
-                most, decoding_bytes(c, run->dev_decode.beams, steps, dev->longest_input + prompt_length, dev->count));
-    }
+    for (size_t i = 0; i < run->n_tasks; i++)
+        most = max_size(most, split_decoding_bytes(run, &run->tasks[i].dev, prompt_length));
+    for (size_t i = 0; i < run->n_probe_shots * run->n_probes; i++)
+        most = max_size(most, split_decoding_bytes(run, &run->probe_inputs[i], 0));
+    for (size_t i = 0; run->trained_inputs && i < run->n_probe_shots * run->n_tasks; i++)
+        most = max_size(most, split_decoding_bytes(run, &run->trained_inputs[i], prompt_length));
     return most;
 }
 

@@ -131,6 +131,14 @@ static int prepare_adapters(const Options *o, Run *run, Error *error)
     return 0;
 }
 
+/* How the dev rows of a trained task are encoded. */
+static TaskEncoder dev_encoder(const Options *o, const Run *run, const TaskData *data, size_t shots, int prompt)
+{
+    TaskEncoder e = task_encoder(o, &run->model->config, run->tokenizer, data, false, shots, prompt);
+    e.seed = random_fold(e.seed, 1); /* the dev set is shown other examples */
+    return e;
+}
+
 /* Opens every task's splits: training rows as a stream, those to score in ids. */
 static int prepare_tasks(const Options *o, Run *run, TaskArgument *arguments, size_t count, Error *error)
 {
@@ -159,9 +167,23 @@ static int prepare_tasks(const Options *o, Run *run, TaskArgument *arguments, si
             if (show_examples(data->name, &e, option_size(o, OPT_SHOW), error)) return -1;
             continue;
         }
-        e = task_encoder(o, &run->model->config, run->tokenizer, data, false, shots, prompt);
-        e.seed = random_fold(e.seed, 1); /* the dev set is shown other examples */
+        e = dev_encoder(o, run, data, shots, prompt);
         if (encode_split(&data->dev, &e, 0, error)) return -1;
+    }
+    return 0;
+}
+
+/* The dev rows of the trained tasks, in ids at each number of --probe-shots: what --probe-trained asks. */
+static int prepare_trained_probes(const Options *o, Run *run, Error *error)
+{
+    run->trained_inputs = host_alloc(run->n_probe_shots * run->n_tasks, sizeof *run->trained_inputs);
+    for (size_t i = 0; i < run->n_tasks; i++) {
+        const TaskData *data = &run->tasks[i];
+        for (size_t s = 0; s < run->n_probe_shots; s++) {
+            TaskEncoder e = dev_encoder(o, run, data, run->probe_shots[s], data->dev.encoder.prompt);
+            if (encode_split(&run->trained_inputs[s * run->n_tasks + i], &e, option_size(o, OPT_PROBE_LIMIT), error))
+                return -1;
+        }
     }
     return 0;
 }
@@ -169,7 +191,7 @@ static int prepare_tasks(const Options *o, Run *run, TaskArgument *arguments, si
 /* The held-out tasks of --probe, in ids at each number of --probe-shots. */
 static int prepare_probes(const Options *o, Run *run, TaskArgument *arguments, size_t count, Error *error)
 {
-    size_t shots[MAX_SHOT_COUNTS];
+    size_t *shots = run->probe_shots = host_alloc(MAX_SHOT_COUNTS, sizeof *run->probe_shots);
     if (parse_shots(o, OPT_PROBE_SHOTS, shots, &run->n_probe_shots, error)) return -1;
     run->probes = host_alloc(count, sizeof *run->probes);
     run->probe_inputs = host_alloc(run->n_probe_shots * count, sizeof *run->probe_inputs);
@@ -187,7 +209,7 @@ static int prepare_probes(const Options *o, Run *run, TaskArgument *arguments, s
         }
         if (status) return -1;
     }
-    return 0;
+    return option_true(o, OPT_PROBE_TRAINED) ? prepare_trained_probes(o, run, error) : 0;
 }
 
 static void run_settings(const Options *o, Run *run)
@@ -251,7 +273,11 @@ static int train_run(const Options *o, Run *run, bool resumed, Error *error)
     prompts_free(&run->prompts);
     for (size_t i = 0; i < run->n_tasks; i++) task_data_free(&run->tasks[i]);
     for (size_t i = 0; i < run->n_probe_shots * run->n_probes; i++) encoded_free(&run->probe_inputs[i]);
+    for (size_t i = 0; run->trained_inputs && i < run->n_probe_shots * run->n_tasks; i++)
+        encoded_free(&run->trained_inputs[i]);
     for (size_t i = 0; i < run->n_probes; i++) task_data_free(&run->probes[i]);
+    free(run->trained_inputs);
+    free(run->probe_shots);
     free(run->source.parts);
     free(run->tasks);
     free(run->probe_inputs);

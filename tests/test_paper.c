@@ -88,7 +88,7 @@ static cJSON *run_log(const char *run)
 }
 
 /* A run's log in short: "lora 1 2 2d model 0p 1 2 2d 2p" are two steps in each of two stages, with dev scores after the
- * second, and probes before and after the model's. To be freed. */
+ * second, and probes before and after the model's; "2t" asks what is trained alone. To be freed. */
 static char *log_in_short(const char *run)
 {
     cJSON *log = run_log(run);
@@ -98,7 +98,10 @@ static char *log_in_short(const char *run)
     cJSON_ArrayForEach(record, log)
     {
         const char *name = cJSON_GetStringValue(cJSON_GetObjectItem(record, "stage"));
-        const char *kind = cJSON_GetObjectItem(record, "probe") ? "p" : cJSON_GetObjectItem(record, "dev") ? "d" : "";
+        const char *kind = cJSON_GetObjectItem(record, "probe")     ? "p"
+                           : cJSON_GetObjectItem(record, "dev")     ? "d"
+                           : cJSON_GetObjectItem(record, "trained") ? "t"
+                                                                    : "";
         if (!name) continue;
         if (strcmp(name, stage) != 0) text_put_format(&text, "%s ", name);
         stage = name;
@@ -498,7 +501,7 @@ static void test_probes(void)
 /* Fine-tuning that is watched at several numbers of worked examples, not in ascending order. */
 #define SEVERAL                                                                                                        \
     LEARNING " --method finetune --steps 60 --checkpoint-every 30 --max-length 20 --keep-checkpoints " PROBES          \
-             " --probe-limit 0 --probe-shots 4,0,1"
+             " --probe-limit 0 --probe-shots 4,0,1 --probe-trained"
 
 /* The last probes of a run at a number of worked examples are what eval says of its last checkpoint at the same. */
 static void check_last_probe_at(const cJSON *record, const char *shots)
@@ -551,6 +554,48 @@ static void test_probes_at_several_shots(void)
     }
     CHECK(at == 9, "%d probes", at);
     cJSON_Delete(log);
+}
+
+/* What is trained, asked at two numbers of worked examples along both stages of ProMoT, which trains without any. */
+#define ASKED                                                                                                          \
+    LEARNING " --prompt-steps 2 --steps 60 --checkpoint-every 30 --max-length 20 --keep-checkpoints --probe-limit 0"   \
+             " --probe-trained --probe-shots 2,0"
+/* A run whose model stays as it is: its dev score is of the last of ASKED's checkpoints, asked otherwise. */
+#define STILL                                                                                                          \
+    LEARNING " --model " SCRATCH "/asked/steps/model-000060 --prompt " SCRATCH                                         \
+             "/asked/prompt/toy --steps 1 --checkpoint-every 1 --lr 0 --max-length 20 --shots 2"
+
+static void test_trained_probes(void)
+{
+    cJSON *log;
+    const cJSON *record;
+    char *found;
+    double dev = NAN, trained[2] = {NAN, NAN};
+    if (!fixture()) return;
+    make_run("asked", ASKED);
+    make_run("still", STILL);
+    found = log_in_short("asked");
+    CHECK(strncmp(found, "prompt 0t 0t 1 2 2d 2t 2t model 0t 0t 1 ", 40) == 0 && strstr(found, " 30 30d 30t 30t 31 ") &&
+              strstr(found, " 60 60d 60t 60t "),
+          "%s", found);
+    free(found);
+    log = run_log("asked");
+    cJSON_ArrayForEach(record, log)
+    {
+        double shots = number_in(record, "shots"), mean = number_in(record, "trained_mean");
+        if (cJSON_GetObjectItem(record, "dev")) dev = number_in(record, "mean");
+        if (!cJSON_GetObjectItem(record, "trained")) continue;
+        CHECK(!cJSON_GetObjectItem(record, "mean"), "a mean of no held-out tasks");
+        CHECK(number_in(cJSON_GetObjectItem(record, "trained"), "toy") == mean, "the mean of one task: %g", mean);
+        trained[shots == 2] = mean;
+        if (number_in(record, "step") > 0 && shots == 0) CHECK(mean == dev, "as trained: %g (dev: %g)", mean, dev);
+    }
+    cJSON_Delete(log);
+    CHECK(trained[1] != trained[0], "the test is not sharp");
+    CHECK(trained[1] == dev_score("still", "model"), "2-shot: %g (dev of such a run: %g)", trained[1],
+          dev_score("still", "model"));
+    check_text(list_run("asked", "analysis"),
+               "report.html trained_by_shots.csv trained_by_shots.json trained_by_shots.svg ", "analysis/");
 }
 
 /* A figure of a run's analysis/ as it lies there, or NULL: drawn well-formed, and read back. */
@@ -657,11 +702,15 @@ static void test_analysis_of_several_shots(void)
     write_qa();
     make_run("several", SEVERAL);
     names = list_run("several", "analysis");
-    CHECK(strstr(names, "held_out_by_shots.csv held_out_by_shots.json held_out_by_shots.svg "), "%s", names);
+    CHECK(strstr(names, "held_out_by_shots.csv held_out_by_shots.json held_out_by_shots.svg ") &&
+              strstr(names, "trained_by_shots.csv trained_by_shots.json trained_by_shots.svg "),
+          "%s", names);
     free(names);
     check_curve("several", "held_out_by_shots", "4-shot", "mean", 4);
     check_curve("several", "held_out_by_shots", "0-shot", "mean", 0);
     check_curve("several", "held_out_by_shots", "1-shot", "mean", 1);
+    check_curve("several", "trained_by_shots", "4-shot", "trained_mean", 4);
+    check_curve("several", "trained_by_shots", "0-shot", "trained_mean", 0);
     check_curve("several", "held_out", "other", "score", 4);
     check_curve("several", "held_out", "mean", "mean", 4);
     check_curve("several", "format_ratio", "mean", "format_ratio", 4);
@@ -797,7 +846,7 @@ static int count_probes(const char *run)
 /* Dies between the records of a step, before a state was saved and after: a resumed run leaves none twice or out. */
 static void test_kills_between_probes_of_a_step(void)
 {
-#define THREEFOLD SHORT " --method finetune --steps 4" KEPT " --probe-every 2 --probe-shots 2,0,1"
+#define THREEFOLD SHORT " --method finetune --steps 4" KEPT " --probe-every 2 --probe-shots 2,0,1 --probe-trained"
     int probes = 0, between = 0;
     if (!fixture()) return;
     write_qa();
@@ -1507,6 +1556,7 @@ static const Test tests[] = {
     {"wrong_adapters", test_wrong_adapters},
     {"probes", test_probes},
     {"probes_at_several_shots", test_probes_at_several_shots},
+    {"trained_probes", test_trained_probes},
     {"analysis", test_analysis},
     {"analysis_of_several_shots", test_analysis_of_several_shots},
     {"kept_checkpoints", test_kept_checkpoints},
