@@ -35,8 +35,8 @@ static const double FIRST_RULE = 99;
     "--batch 32 --label-smoothing 0 --lr 0.01 --schedule linear --steps 100 --checkpoint-every 10 --beams 1"
 #define STUDY_PAPER "--batch 32 --lr 0.001 --steps 1000 --checkpoint-every 100 --beams 1"
 
-/* How the held-out tasks are asked along training: by few rows of each, or it would take longer than the training. */
-#define STUDY_PROBES "--probe-shots 1,0,4 --probe-limit"
+/* How all tasks are asked along training: by few rows of each, or it would take longer than the training. */
+#define STUDY_PROBES "--probe-trained --probe-shots 1,0,4 --probe-limit"
 enum { PROBE_ROWS = 25 };
 
 /* How each method trains. Places in braces are filled by study_fill. after: the method whose run it needs. */
@@ -85,7 +85,9 @@ static const struct {
     const char *label, *command, *out, *done;
 } STUDY_PARTS[N_PARTS] = {
     [TRAIN] = {"training", "train --model {base} --task rte={tasks}/nli --keep-checkpoints", "{dir}/{method}", "DONE"},
-    [TARGET] = {"the trained task", "eval --model {model} --task rte.dev={tasks}/nli/test.jsonl --shots 0 --beams 1",
+    [TARGET] = {"the trained task",
+                "eval --model {model} --task rte.train={tasks}/nli/train.jsonl --task rte.dev={tasks}/nli/test.jsonl "
+                "--shots 0,1,4 --beams 1",
                 "{dir}/eval/{method}/target", "results.json"},
     [HELDOUT] = {"held-out tasks", "eval --model {model} --shots 0,1,4 --beams 1", "{dir}/eval/{method}/heldout",
                  "results.json"},
@@ -302,8 +304,8 @@ static int study_command(const Study *s, const StudyJob *job, Words *w, Error *e
     words_add(w, text_format("%s", s->program));
     words_add_line(w, s, job, model, STUDY_PARTS[job->part].command);
     if (job->part == TRAIN) words_add_line(w, s, job, model, STUDY_METHODS[job->method].train);
-    if (job->part == TRAIN && STUDY_METHODS[job->method].tunes_model) {
-        words_add_heldout(w, s, "--probe", N_HELDOUT);
+    if (job->part == TRAIN) {
+        if (STUDY_METHODS[job->method].tunes_model) words_add_heldout(w, s, "--probe", N_HELDOUT);
         words_add_line(w, s, job, model, STUDY_PROBES);
         words_add(w, text_format("%d", PROBE_ROWS));
     }

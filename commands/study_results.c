@@ -155,24 +155,31 @@ static int add_heldout(const char *place, const Task *trained, cJSON *into, Erro
     return status;
 }
 
+/* An evaluation of the trained task: one seed more of target. */
 static int add_target(const char *place, cJSON *into, Error *error)
 {
-    cJSON *results, *task;
-    double score;
+    cJSON *results;
+    const cJSON *scores, *score;
+    double without;
     int status = read_json(place, "results.json", &results, error);
-    task = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(results, "tasks"), "rte");
-    if (!status) status = need_number(cJSON_GetObjectItemCaseSensitive(task, "scores"), "0", place, &score, error);
-    if (!status) add_value(into, "target", score);
+    scores = cJSON_GetObjectItemCaseSensitive(
+        cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(results, "tasks"), "rte"), "scores");
+    if (!status) status = need_number(scores, "0", place, &without, error);
+    cJSON_ArrayForEach(score, scores)
+    {
+        if (!status) add_value(object_at(into, "target"), score->string, score->valuedouble);
+    }
     cJSON_Delete(results);
     return status;
 }
 
-/* What a record of the log says of the held-out tasks, at a place of the curves of its number of worked examples. */
+/* What a record of the log says of all tasks, at a place of the curves of its number of worked examples. */
 static void add_probe(cJSON *curve, const cJSON *record, double shots, int place)
 {
     const cJSON *closed_book =
         cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(record, "probe"), STUDY_TASKS[0].name);
     char *name = text_format("%.0f", shots);
+    add_value_at(object_at(curve, "target"), name, place, record_number(record, "trained_mean"));
     add_value_at(object_at(curve, "heldout"), name, place, record_number(record, "mean"));
     add_value_at(object_at(curve, "format_ratio"), name, place, record_number(record, "format_ratio"));
     add_value_at(object_at(curve, "qa_format_ratio"), name, place, record_number(closed_book, "format_ratio"));
@@ -192,14 +199,15 @@ static int add_curves(const char *run, cJSON *curve, Error *error)
     if (!status && first) steps = cJSON_AddArrayToObject(curve, "step");
     for (size_t i = 0; !status && i < lines.count; i++) { /* study_rules has seen that all of them are JSON */
         cJSON *record = cJSON_Parse(lines.text[i]);
-        const cJSON *probe = cJSON_GetObjectItemCaseSensitive(record, "probe");
+        const bool asks =
+            cJSON_GetObjectItemCaseSensitive(record, "probe") || cJSON_GetObjectItemCaseSensitive(record, "trained");
         double step = record_number(record, "step"), shots;
         if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev = record_number(record, "mean");
-        if (probe && !(status = need_number(record, "shots", path, &shots, error))) {
+        if (asks && !(status = need_number(record, "shots", path, &shots, error))) {
             if (step != last) {
                 place++;
                 if (first) cJSON_AddItemToArray(steps, cJSON_CreateNumber(step));
-                add_value_at(curve, "target", place, dev);
+                add_value_at(curve, "dev", place, dev);
             }
             add_probe(curve, record, shots, place);
             last = step;
@@ -290,7 +298,7 @@ static int add_all_curves(const Study *s, cJSON *json, Error *error)
     int status = 0;
     for (StudyMethod m = 0; !status && m < N_METHODS; m++) {
         cJSON *curve;
-        if (!STUDY_METHODS[m].tunes_model || (STUDY_METHODS[m].full && !s->full)) continue;
+        if (!STUDY_METHODS[m].train || (STUDY_METHODS[m].full && !s->full)) continue;
         curve = cJSON_AddObjectToObject(curves, STUDY_METHODS[m].name);
         for (size_t seed = 0; !status && seed < s->n_seeds; seed++) {
             char *run = study_place(s, TRAIN, m, 0, seed);
@@ -468,7 +476,7 @@ static void add_first_checks(cJSON *checks, const char *base, const cJSON *metho
 /* The main result, on one pretrained model. base: what stands in front of each check. */
 static void add_main_checks(cJSON *checks, const char *base, const cJSON *m, const char *related, size_t seeds)
 {
-    double before = MEAN_AT(m, "pretrained", "heldout", "1"), tuned = MEAN_AT(m, "finetune", "target");
+    double before = MEAN_AT(m, "pretrained", "heldout", "1"), tuned = MEAN_AT(m, "finetune", "target", "0");
     add_check(checks, base, "before tuning: held-out tasks, 1 shot", before, true, ABLE);
     add_check(checks, base, "before tuning: 0 shots, percent of 1 shot",
               100 * MEAN_AT(m, "pretrained", "heldout", "0") / before, false, IN_CONTEXT);
@@ -479,8 +487,8 @@ static void add_main_checks(cJSON *checks, const char *base, const cJSON *m, con
               MEAN_AT(m, "finetune", "task_format_ratio", STUDY_TASKS[0].name, "1") -
                   MEAN_AT(m, "finetune", "format_ratio", "1"),
               true, 0);
-    add_check(checks, base, "ProMoT: trained task, less fine-tuning's", MEAN_AT(m, "promot", "target") - tuned, true,
-              -BEHIND);
+    add_check(checks, base, "ProMoT: trained task, less fine-tuning's", MEAN_AT(m, "promot", "target", "0") - tuned,
+              true, -BEHIND);
     add_check(checks, base, "ProMoT: held-out tasks, percent of before",
               100 * MEAN_AT(m, "promot", "heldout", "1") / before, true, KEPT);
     add_check(checks, base, "ProMoT: answers in the trained format, percent", MEAN_AT(m, "promot", "format_ratio", "1"),
@@ -492,8 +500,8 @@ static void add_main_checks(cJSON *checks, const char *base, const cJSON *m, con
               100 * MEAN_AT(m, "promot", "tasks", related, "1") /
                   MEAN_AT(m, "promot", "task_format_ratio", related, "1"),
               true, BETTER_THAN_TOSS);
-    add_check(checks, base, "prompt tuning: trained task, less fine-tuning's", MEAN_AT(m, "prompt", "target") - tuned,
-              false, 0);
+    add_check(checks, base, "prompt tuning: trained task, less fine-tuning's",
+              MEAN_AT(m, "prompt", "target", "0") - tuned, false, 0);
 }
 
 /* The controls of the full study: what a method loses of the held-out tasks, beside what fine-tuning loses. */
@@ -551,8 +559,8 @@ static void add_checks(cJSON *json, size_t seeds)
 static const char *study_verdict(const cJSON *m)
 {
     double before = MEAN_AT(m, "pretrained", "heldout", "1"), tuned = MEAN_AT(m, "finetune", "heldout", "1"),
-           kept = MEAN_AT(m, "promot", "heldout", "1"), tuned_target = MEAN_AT(m, "finetune", "target"),
-           kept_target = MEAN_AT(m, "promot", "target");
+           kept = MEAN_AT(m, "promot", "heldout", "1"), tuned_target = MEAN_AT(m, "finetune", "target", "0"),
+           kept_target = MEAN_AT(m, "promot", "target", "0");
     const double little_skill = 20, little_learnt = 75; /* below, the claim is not put to the test */
     bool collapsed = tuned <= COLLAPSED / 100 * before, keeps = kept >= KEPT / 100 * before,
          learns = kept_target >= tuned_target - BEHIND;
@@ -575,8 +583,8 @@ static void add_finding(cJSON *json, size_t seeds)
         "%s: with the trained task at %.1f, plain fine-tuning leaves %.1f of %.1f on the held-out tasks after one "
         "example (%.1f %% of its answers are words of the trained task's format); ProMoT, at %.1f, leaves %.1f "
         "(%.1f %%). Means of %zu seed%s.",
-        verdict, MEAN_AT(m, "finetune", "target"), MEAN_AT(m, "finetune", "heldout", "1"), before,
-        MEAN_AT(m, "finetune", "format_ratio", "1"), MEAN_AT(m, "promot", "target"),
+        verdict, MEAN_AT(m, "finetune", "target", "0"), MEAN_AT(m, "finetune", "heldout", "1"), before,
+        MEAN_AT(m, "finetune", "format_ratio", "1"), MEAN_AT(m, "promot", "target", "0"),
         MEAN_AT(m, "promot", "heldout", "1"), MEAN_AT(m, "promot", "format_ratio", "1"), seeds, seeds == 1 ? "" : "s");
     cJSON_ArrayForEach(base, cJSON_GetObjectItemCaseSensitive(json, "bases"))
     {
@@ -678,7 +686,7 @@ static void print_mean(const cJSON *list, int place, int width, int decimals)
         printf("%*s", width, "-");
 }
 
-/* One of a method's curves; shots: NULL, for the trained task's has none. */
+/* One of a method's curves; shots: NULL, for the dev scores have none. */
 static const cJSON *curve_of(const cJSON *results, StudyMethod m, const char *what, const char *shots)
 {
     const cJSON *curve = cJSON_GetObjectItemCaseSensitive(
@@ -703,7 +711,7 @@ static void print_curves(const cJSON *results)
     {
         printf("%-6.0f", step->valuedouble);
         for (int m = 0; m < 2; m++) {
-            print_mean(curve_of(results, PRINTED_CURVES[m], "target", NULL), place, 9, 1);
+            print_mean(curve_of(results, PRINTED_CURVES[m], "dev", NULL), place, 9, 1);
             print_mean(curve_of(results, PRINTED_CURVES[m], "heldout", "1"), place, 9, 1);
             print_mean(curve_of(results, PRINTED_CURVES[m], "format_ratio", "1"), place, 9, 1);
         }
@@ -718,21 +726,21 @@ static void print_curves(const cJSON *results)
     }
 }
 
-/* The held-out tasks along training, by the number of worked examples. */
-static void print_curves_by_shots(const cJSON *results)
+/* What becomes of tasks along training, by the number of worked examples. what: "target" or "heldout". */
+static void print_curves_by_shots(const cJSON *results, const char *what, const char *title)
 {
     static const char *const SHOTS[] = {"0", "1", "4"};
     const cJSON *step;
     int place = 0;
-    printf("\nThe held-out tasks along training, by the number of worked examples\n%-6s%27s%27s\n%-6s", "",
-           "plain fine-tuning", "ProMoT", "step");
+    printf("\n%s along training, by the number of worked examples\n%-6s%27s%27s\n%-6s", title, "", "plain fine-tuning",
+           "ProMoT", "step");
     for (int i = 0; i < 6; i++) printf("%9s", SHOTS[i % 3]);
     putchar('\n');
     cJSON_ArrayForEach(step, curve_of(results, FINETUNE, "step", NULL))
     {
         printf("%-6.0f", step->valuedouble);
         for (int i = 0; i < 6; i++)
-            print_mean(curve_of(results, PRINTED_CURVES[i / 3], "heldout", SHOTS[i % 3]), place, 9, 1);
+            print_mean(curve_of(results, PRINTED_CURVES[i / 3], what, SHOTS[i % 3]), place, 9, 1);
         putchar('\n');
         place++;
     }
@@ -747,7 +755,8 @@ static int study_print(const Study *s, const cJSON *results, Error *error)
     if (!table) return error_set(error, EXIT_FAILED, "memory: none left for a table");
     fputs(table, stdout);
     print_curves(results);
-    print_curves_by_shots(results);
+    print_curves_by_shots(results, "target", "The trained task (the first dev rows)");
+    print_curves_by_shots(results, "heldout", "The held-out tasks");
     printf("\nThe first question of some tasks, after one example, and the answers of the first seed:\n");
     free(table);
     cJSON_ArrayForEach(sample, cJSON_GetObjectItemCaseSensitive(results, "samples"))

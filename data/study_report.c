@@ -195,7 +195,7 @@ static bool are_tasks(const cJSON *list)
 
 static bool is_first(const cJSON *first)
 {
-    return is_number(member(first, "step")) && is_number(member(first, "target")) &&
+    return is_number(member(first, "step")) && are_by_shots(member(first, "target")) &&
            are_by_shots(member(first, "heldout")) && are_by_shots(member(first, "format_ratio"));
 }
 
@@ -210,7 +210,7 @@ static int check_methods(const cJSON *methods, const char *part, Error *error)
         const cJSON *first = optional(m, "first");
         const char *wrong = NULL;
         if (!cJSON_IsString(member(m, "label"))) wrong = "a text \"label\"";
-        if (!is_number(member(m, "target"))) wrong = "\"target\" as {\"mean\", \"sd\", \"values\"}";
+        if (!are_by_shots(member(m, "target"))) wrong = "\"target\" as numbers by shots";
         if (!are_by_shots(member(m, "heldout"))) wrong = "\"heldout\" as numbers by shots";
         if (!are_by_shots(member(m, "format_ratio"))) wrong = "\"format_ratio\" as numbers by shots";
         if (!are_by_task(member(m, "tasks"))) wrong = "\"tasks\" as numbers by shots for each task";
@@ -241,10 +241,11 @@ static int check_curves(const cJSON *curves, Error *error)
     {
         const cJSON *step = member(curve, "step"), *closed_book = optional(curve, "qa_format_ratio");
         int n = cJSON_GetArraySize(step);
-        if (!are_plain_numbers(step) || !are_numbers(member(curve, "target"), n) ||
-            !are_curves(member(curve, "heldout"), n) || !are_curves(member(curve, "format_ratio"), n))
+        if (!are_plain_numbers(step) || !are_numbers(member(curve, "dev"), n) ||
+            !are_curves(member(curve, "target"), n) || !are_curves(member(curve, "heldout"), n) ||
+            !are_curves(member(curve, "format_ratio"), n))
             return malformed(error, "curves", key_of(curve),
-                             "equally long lists \"step\" and \"target\" and, by shots, \"heldout\" and "
+                             "equally long lists \"step\" and \"dev\" and, by shots, \"target\", \"heldout\" and "
                              "\"format_ratio\"");
         if (closed_book && !are_curves(closed_book, n))
             return malformed(error, "curves", key_of(curve), "\"qa_format_ratio\" by shots, as long as \"step\"");
@@ -373,7 +374,7 @@ static void put_shots_cells(TextBuffer *csv, const cJSON *by_shots, const ShotLi
 /* The head of the columns that put_shots_cells fills. */
 static void put_shots_head(TextBuffer *csv, const char *what, const ShotList *shots)
 {
-    for (size_t i = 0; i < shots->count; i++) text_put_format(csv, ",%s %s", shots->name[i], what);
+    for (size_t i = 0; i < shots->count; i++) text_put_format(csv, ",%s%s", shots->name[i], what);
 }
 
 /* A row for each method. ratios: the numbers of shots whose format ratio is shown. */
@@ -382,15 +383,32 @@ static char *methods_csv(const cJSON *methods, const ShotList *shots, const Shot
     TextBuffer csv = {0};
     const cJSON *method;
     text_put(&csv, "method,target");
-    put_shots_head(&csv, "average", shots);
-    put_shots_head(&csv, "format %", ratios);
+    put_shots_head(&csv, " average", shots);
+    put_shots_head(&csv, " format %", ratios);
     text_put(&csv, "\n");
     cJSON_ArrayForEach(method, methods)
     {
         put_text_cell(&csv, label_of(methods, key_of(method)));
-        put_number_cell(&csv, member(method, "target"), 1);
+        put_number_cell(&csv, member(member(method, "target"), "0"), 1);
         put_shots_cells(&csv, member(method, "heldout"), shots);
         put_shots_cells(&csv, member(method, "format_ratio"), ratios);
+        text_put(&csv, "\n");
+    }
+    return text_take(&csv);
+}
+
+/* A row for each method: the trained task, by the number of worked examples. */
+static char *target_csv(const cJSON *methods, const ShotList *shots)
+{
+    TextBuffer csv = {0};
+    const cJSON *method;
+    text_put(&csv, "trained task");
+    put_shots_head(&csv, "", shots);
+    text_put(&csv, "\n");
+    cJSON_ArrayForEach(method, methods)
+    {
+        put_text_cell(&csv, label_of(methods, key_of(method)));
+        put_shots_cells(&csv, member(method, "target"), shots);
         text_put(&csv, "\n");
     }
     return text_take(&csv);
@@ -490,6 +508,8 @@ char *study_table(const cJSON *results)
     ShotList shots = shots_of(methods);
     put_text_table(&out, methods_csv(methods, &shots, &one));
     text_put(&out, "\n");
+    put_text_table(&out, target_csv(methods, &shots));
+    text_put(&out, "\n");
     put_text_table(&out, task_rows_csv(results));
     return text_take(&out);
 }
@@ -549,6 +569,7 @@ static void curves_add(Curves *curves, const char *name, const cJSON *x, const c
 typedef enum { SHOW_MAIN, SHOW_PAPERS, SHOW_TWO } Shown;
 
 static const char *const TWO[] = {"finetune", "promot"}, *const PAPERS_TWO[] = {"paper-finetune", "paper-promot"};
+static const char PROMPT_TUNING[] = "prompt"; /* has steps of its own, and changes no other task */
 
 static bool is_of_two(const char *method)
 {
@@ -582,7 +603,9 @@ static int curves_open(Curves *curves, const cJSON *results, Shown shown, const 
     cJSON_ArrayForEach(curve, all)
     {
         const char *method = key_of(curve);
-        if (shown == SHOW_TWO || is_of_two(method) || is_papers(method) != (shown == SHOW_PAPERS)) continue;
+        if (shown == SHOW_TWO || is_of_two(method) || strcmp(method, PROMPT_TUNING) == 0 ||
+            is_papers(method) != (shown == SHOW_PAPERS))
+            continue;
         curves_add(curves, label_of(methods, method), curve_list(curve, x), curve_list(curve, y), longest);
     }
     return 0;
@@ -750,6 +773,9 @@ static void put_results(Study *study)
                                   "its prompt (the best on the rows for development): asked without it, the model "
                                   "is the one before tuning.");
     put_table(study, methods_csv(study->methods, &study->shots, &study->shots));
+    page_heading(&study->page, 3, "The trained task with worked examples");
+    page_paragraphs(&study->page, "It is trained without any. What examples from its training rows do to it:");
+    put_table(study, target_csv(study->methods, &study->shots));
     page_heading(&study->page, 3, "Task by task, 1-shot");
     put_table(study, tasks_csv(study->results, study->methods, "tasks"));
     page_heading(&study->page, 3, "Format ratio of each task, 1-shot");
@@ -784,20 +810,22 @@ static void put_context(Study *study)
     put_paragraph(study, &text);
 }
 
-static void put_test_rows(TextBuffer *out, const Study *study)
+/* On which rows curves were measured, for their captions. */
+typedef enum { DEV_ROWS, FIRST_DEV_ROWS, TEST_ROWS } CurveRows;
+
+static void put_curve_rows(TextBuffer *out, const Study *study, CurveRows rows)
 {
-    text_put_format(out, "the first %.0f test rows of each task", finite_number(member(study->results, "curve_rows")));
+    double first = finite_number(member(study->results, "curve_rows"));
+    if (rows == DEV_ROWS) text_put(out, "the rows for development");
+    if (rows == FIRST_DEV_ROWS) text_put_format(out, "the first %.0f rows for development", first);
+    if (rows == TEST_ROWS) text_put_format(out, "the first %.0f test rows of each task", first);
 }
 
-/* How curves were measured, for their captions. target: of the trained task; or else of the tasks that were not. */
-static char *curves_caption(const Study *study, const char *what, bool target)
+static char *curves_caption(const Study *study, const char *what, CurveRows rows)
 {
     TextBuffer text = {0};
     text_put_format(&text, "%s On ", what);
-    if (target)
-        text_put(&text, "the rows for development");
-    else
-        put_test_rows(&text, study);
+    put_curve_rows(&text, study, rows);
     if (finite_number(member(study->results, "seeds")) > 1) {
         text_put(&text, "; mean and, as a band, standard deviation over ");
         put_seeds(&text, member(study->results, "seeds"));
@@ -817,7 +845,7 @@ static int put_curves(Study *study, Shown shown, const char *what, const char *t
                       const char *about)
 {
     Curves curves;
-    char name[32], *caption = curves_caption(study, about, strcmp(what, "target") == 0);
+    char name[32], *caption = curves_caption(study, about, strcmp(what, "dev") == 0 ? DEV_ROWS : TEST_ROWS);
     int status = curves_open(&curves, study->results, shown, "step", what);
     snprintf(name, sizeof name, "%s%s", figure_prefix(shown), what);
     if (status < 0 || !caption) {
@@ -840,10 +868,10 @@ static int put_tradeoff(Study *study, Shown shown)
     text_put(&text, "Each mark is a checkpoint, joined in the order of training; the first is hollow. The better, the "
                     "further right and the higher (the paper's Figures 5 and 6). The trained task on the rows for "
                     "development, the others 1-shot on ");
-    put_test_rows(&text, study);
+    put_curve_rows(&text, study, TEST_ROWS);
     text_put(&text, ".");
     char *caption = text_take(&text);
-    if (curves_open(&curves, study->results, shown, "target", "heldout") < 0 || !caption) {
+    if (curves_open(&curves, study->results, shown, "dev", "heldout") < 0 || !caption) {
         curves_free(&curves);
         free(caption);
         return no_memory(study);
@@ -860,14 +888,14 @@ static int put_tradeoff(Study *study, Shown shown)
     return status;
 }
 
-/* A method's average of the tasks that were not trained, a curve for each number of worked examples. -1: no memory. */
-static int curves_open_by_shots(Curves *curves, const cJSON *curve, const ShotList *shots)
+/* A method's scores along training, a curve for each number of worked examples. -1: no memory. */
+static int curves_open_by_shots(Curves *curves, const cJSON *curve, const char *what, const ShotList *shots)
 {
     const cJSON *step = member(curve, "step");
     size_t n = (size_t)cJSON_GetArraySize(step);
     if (curves_alloc(curves, shots->count, n) < 0) return -1;
     for (size_t i = 0; i < shots->count; i++)
-        curves_add(curves, shots->name[i], step, member(member(curve, "heldout"), shots->key[i]), n);
+        curves_add(curves, shots->name[i], step, member(member(curve, what), shots->key[i]), n);
     return 0;
 }
 
@@ -893,16 +921,18 @@ static void put_ends(TextBuffer *csv, const cJSON *steps, const cJSON *list)
     text_put_format(csv, isnan(lowest_step) ? ",-\n" : ",%.0f\n", lowest_step);
 }
 
-/* The panels' numbers. */
-static void put_ends_table(Study *study, const char *const two[2], const ShotList *shots)
+/* The panels' numbers, and those of prompt tuning, which has none: it changes the trained task alone. */
+static void put_ends_table(Study *study, const char *const two[2], const char *what, bool prompt_tuning,
+                           const ShotList *shots)
 {
+    const char *const methods[] = {two[0], two[1], PROMPT_TUNING};
     TextBuffer csv = {0};
     text_put(&csv, "method,worked examples,before training,after the last step,lowest,at step\n");
-    for (size_t i = 0; i < 2; i++) {
-        const cJSON *curve = member(member(study->results, "curves"), two[i]), *list;
+    for (size_t i = 0; i < (prompt_tuning ? 3 : 2); i++) {
+        const cJSON *curve = member(member(study->results, "curves"), methods[i]), *list;
         for (size_t s = 0; s < shots->count; s++) {
-            if (!(list = member(member(curve, "heldout"), shots->key[s]))) continue;
-            put_text_cell(&csv, label_of(study->methods, two[i]));
+            if (!(list = member(member(curve, what), shots->key[s]))) continue;
+            put_text_cell(&csv, label_of(study->methods, methods[i]));
             text_put_format(&csv, ",%s", shots->key[s]);
             put_ends(&csv, member(curve, "step"), list);
         }
@@ -910,8 +940,9 @@ static void put_ends_table(Study *study, const char *const two[2], const ShotLis
     put_table(study, text_take(&csv));
 }
 
-/* Beside each other, fine-tuning and ProMoT: what becomes of the rest at each number of worked examples. */
-static int put_by_shots(Study *study, Shown shown)
+/* Beside each other, fine-tuning and ProMoT: what becomes of the trained task ("target") or of the rest ("heldout") at
+ * each number of worked examples. */
+static int put_by_shots(Study *study, Shown shown, const char *what, const char *y_label, const char *about)
 {
     const char *const *two = shown == SHOW_PAPERS ? PAPERS_TWO : TWO;
     const cJSON *all = member(study->results, "curves");
@@ -919,25 +950,25 @@ static int put_by_shots(Study *study, Shown shown)
     Curves curves[2] = {{0}, {0}};
     Plot panels[2];
     size_t count = 0;
-    static const char about[] = "The tasks that are not trained, by the number of worked examples in front.";
-    char name[48], *caption = curves_caption(study, about, false);
+    const bool is_target = strcmp(what, "target") == 0;
+    char name[48], *caption = curves_caption(study, about, is_target ? FIRST_DEV_ROWS : TEST_ROWS);
     int status = caption ? 0 : no_memory(study);
     for (size_t i = 0; i < 2 && !status && shots.count > 1; i++) {
-        if (curves_open_by_shots(&curves[i], member(all, two[i]), &shots) < 0) status = no_memory(study);
+        if (curves_open_by_shots(&curves[i], member(all, two[i]), what, &shots) < 0) status = no_memory(study);
         if (status || !curves[i].count) continue;
         panels[count] = (Plot){.title = label_of(study->methods, two[i]),
                                .x_label = "step",
-                               .y_label = "average of the tasks that were not trained",
+                               .y_label = y_label,
                                .caption = caption,
                                .count = curves[i].count,
                                .series = curves[i].series,
                                .y_high = 100};
-        snprintf(name, sizeof name, "%s_by_shots", two[i]);
+        snprintf(name, sizeof name, "%s_%s_by_shots", two[i], what);
         status = figure_write(study->directory, name, &panels[count++], study->error);
     }
     if (!status && count > 0) {
         page_panels(&study->page, panels, count);
-        put_ends_table(study, two, &shots);
+        put_ends_table(study, two, what, is_target && shown != SHOW_PAPERS, &shots);
     }
     for (size_t i = 0; i < 2; i++) curves_free(&curves[i]);
     free(caption);
@@ -956,10 +987,16 @@ static int put_training(Study *study, Shown shown)
     if (!status)
         status = put_curves(study, shown, "heldout", "What becomes of the rest",
                             "average of the tasks that were not trained", "The tasks that are not trained, 1-shot.");
-    if (!status) status = put_by_shots(study, shown);
     if (!status)
-        status = put_curves(study, shown, "target", "Learning the task", "trained task",
+        status = put_by_shots(study, shown, "heldout", "average of the tasks that were not trained",
+                              "The tasks that are not trained, by the number of worked examples in front.");
+    if (!status)
+        status = put_curves(study, shown, "dev", "Learning the task", "trained task",
                             "The trained task, with the prompt if the method has one.");
+    if (!status)
+        status = put_by_shots(study, shown, "target", "trained task",
+                              "The trained task, with the prompt if the method has one, by the number of worked "
+                              "examples in front: it is trained without any.");
     return status ? status : put_tradeoff(study, shown);
 }
 
@@ -1031,7 +1068,7 @@ static void put_rule_row(TextBuffer *csv, const char *label, const char *rule, N
     put_text_cell(csv, label);
     text_put_format(csv, ",%s,", rule);
     put_number(csv, step, isnan(step.sd) ? 0 : 1);
-    put_number_cell(csv, member(from, "target"), 1);
+    put_number_cell(csv, member(member(from, "target"), "0"), 1);
     put_number_cell(csv, member(member(from, "heldout"), "1"), 1);
     put_number_cell(csv, member(member(from, "format_ratio"), "1"), 1);
     text_put(csv, "\n");

@@ -5,7 +5,7 @@
  *   "target"      the trained task: {"name", "metric", "n", "labels": [its words]}
  *   "heldout"     the tasks of the average: [{"name", "metric", "n", "about" (a few words, may be absent)}];
  *                 "related": one more of the same form
- *   "methods"     {METHOD: {"label", "target": number,       after the last step, with the prompt if there is one
+ *   "methods"     {METHOD: {"label", "target": {SHOTS: number}, after the last step, with the prompt if there is one
  *                           "heldout": {SHOTS: number},      mean over the held-out tasks, without the prompt
  *                           "format_ratio": {SHOTS: number}, percent of those answers that are label words
  *                           "tasks": {NAME: {SHOTS: number}}, the related task too
@@ -16,10 +16,12 @@
  *                 random-prompt, joint, paper-finetune, paper-promot (the paper's own settings).
  *   "context"     of the pretrained model: {"examples_of": NAME, "own": number, "other": number}: the mean over the
  *                 held-out tasks but NAME at 1 shot, with an example of the task itself and with one of NAME
- *   "curves"      {METHOD: {"step": [x], "target": [number], "heldout": {SHOTS: [number]},
+ *   "curves"      {METHOD: {"step": [x], "dev": [number], "target": {SHOTS: [number]}, "heldout": {SHOTS: [number]},
  *                           "format_ratio": {SHOTS: [number]}, "qa_format_ratio": {SHOTS: [number]} (closed-book
- *                 questions alone; may be absent)}}: along training, step 0 first. The trained task is scored on its
- *                 dev rows, null at step 0; the others on the first "curve_rows" of their test rows.
+ *                 questions alone; may be absent)}}: along training, step 0 first. dev: the trained task as it is
+ *                 trained, on all its dev rows, null at step 0. All else is of the first "curve_rows" rows of each
+ *                 task: dev rows of the trained one, test rows of the others, null for prompt tuning, which leaves
+ *                 them as they are.
  *   "alignment"   {"step": [x], "without_prompt": {"cosine": [number], "full_norm": [number], "format_norm": [number]},
  *                 "with_prompt": the same}: the gradient on the task against the one on random labels, along ProMoT's
  *                 second stage

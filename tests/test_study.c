@@ -128,7 +128,7 @@ static void test_commands_of_jobs(void)
              other = {.part = OTHER_EXAMPLES, .method = PRETRAINED};
     char *command = command_of(&s, &tuning);
     CHECK(strstr(command, "[--probe] [yesno=my tasks/yesno] [--probe-input-ending] [ <extra_id_0>] "
-                          "[--probe-shots] [1,0,4] [--probe-limit] [25] ") &&
+                          "[--probe-trained] [--probe-shots] [1,0,4] [--probe-limit] [25] ") &&
               !strstr(command, "nli_reworded") && !strstr(command, "--resume"),
           "%s", command);
     check_begins(command, "[promot] [train] [--model] [base one] [--task] [rte=my tasks/nli] [--keep-checkpoints] "
@@ -138,7 +138,9 @@ static void test_commands_of_jobs(void)
     CHECK(strstr(command, "[--prompt] [out dir/seed-5/prompt/prompt/rte] "), "%s", command);
     free(command);
     command = command_of(&s, &prompts);
-    CHECK(!strstr(command, "--probe") && strstr(command, "[--method] [prompt] "), "%s", command);
+    CHECK(!strstr(command, "[--probe] ") && strstr(command, "[--method] [prompt] ") &&
+              strstr(command, "[--probe-trained] [--probe-shots] [1,0,4] "),
+          "%s", command);
     free(command);
     command = command_of(&s, &heldout);
     CHECK(strstr(command, "[--task-file] [my tasks/nli_reworded.json] [--task] [nli_reworded=my tasks/nli_reworded] "
@@ -235,8 +237,8 @@ static void test_commands_on_checkpoints(void)
     make_up_run(SCRATCH "-unit/seed-0/promot", LOG);
     check_text(command_of(&s, &target),
                "[promot] [eval] [--model] [" SCRATCH "-unit/seed-0/promot/steps/model-000020] [--task] "
-               "[rte.dev=T/nli/test.jsonl] [--shots] [0] [--beams] [1] [--prompt] [" SCRATCH
-               "-unit/seed-0/promot/prompt/rte] [--seed] [0] [--threads] [1] [--out] [" SCRATCH
+               "[rte.train=T/nli/train.jsonl] [--task] [rte.dev=T/nli/test.jsonl] [--shots] [0,1,4] [--beams] [1] "
+               "[--prompt] [" SCRATCH "-unit/seed-0/promot/prompt/rte] [--seed] [0] [--threads] [1] [--out] [" SCRATCH
                "-unit/seed-0/eval/promot/target] ",
                "the last checkpoint, with its prompt");
     check_begins(command_of(&s, &first),
@@ -423,12 +425,18 @@ static void test_numbers_over_seeds(void)
 static void test_curves_of_a_log(void)
 {
     static const char log[] =
-        "{\"step\": 0, \"shots\": 1, \"mean\": 90, \"format_ratio\": 1, \"probe\": {\"qa\": {\"format_ratio\": 2}}}\n"
-        "{\"step\": 0, \"shots\": 0, \"mean\": 30, \"format_ratio\": 3, \"probe\": {\"qa\": {\"format_ratio\": 4}}}\n"
+        "{\"step\": 0, \"shots\": 1, \"mean\": 90, \"format_ratio\": 1, \"probe\": {\"qa\": {\"format_ratio\": 2}},"
+        " \"trained\": {\"rte\": 61}, \"trained_mean\": 61}\n"
+        "{\"step\": 0, \"shots\": 0, \"mean\": 30, \"format_ratio\": 3, \"probe\": {\"qa\": {\"format_ratio\": 4}},"
+        " \"trained\": {\"rte\": 62}, \"trained_mean\": 62}\n"
         "{\"step\": 10, \"mean\": 99, \"dev\": {\"rte\": 99}}\n"
-        "{\"step\": 10, \"shots\": 1, \"mean\": 80, \"format_ratio\": 5, \"probe\": {\"qa\": {\"format_ratio\": 6}}}\n"
-        "{\"step\": 10, \"shots\": 0, \"mean\": 20, \"format_ratio\": 7, \"probe\": {\"qa\": {\"format_ratio\": 8}}}\n";
-    static const char curves[] = "{\"step\": [0, 10], \"target\": [{\"values\": []}, {\"values\": [99, 99]}],"
+        "{\"step\": 10, \"shots\": 1, \"mean\": 80, \"format_ratio\": 5, \"probe\": {\"qa\": {\"format_ratio\": 6}},"
+        " \"trained\": {\"rte\": 63}, \"trained_mean\": 63}\n"
+        "{\"step\": 10, \"shots\": 0, \"mean\": 20, \"format_ratio\": 7, \"probe\": {\"qa\": {\"format_ratio\": 8}},"
+        " \"trained\": {\"rte\": 64}, \"trained_mean\": 64}\n";
+    static const char curves[] = "{\"step\": [0, 10], \"dev\": [{\"values\": []}, {\"values\": [99, 99]}],"
+                                 " \"target\": {\"1\": [{\"values\": [61, 61]}, {\"values\": [63, 63]}],"
+                                 " \"0\": [{\"values\": [62, 62]}, {\"values\": [64, 64]}]},"
                                  " \"heldout\": {\"1\": [{\"values\": [90, 90]}, {\"values\": [80, 80]}],"
                                  " \"0\": [{\"values\": [30, 30]}, {\"values\": [20, 20]}]},"
                                  " \"format_ratio\": {\"1\": [{\"values\": [1, 1]}, {\"values\": [5, 5]}],"
@@ -469,6 +477,11 @@ static void test_printed_curves(void)
         "step     target held-out   format   target held-out   format    without prompt     with\n"
         "0             -     11.0     17.0        -     41.0     47.0              0.99     0.25\n"
         "100        51.0     21.0     27.0     81.0     52.0     57.0                 -     0.50\n"
+        "\nThe trained task (the first dev rows) along training, by the number of worked examples\n"
+        "                plain fine-tuning                     ProMoT\n"
+        "step          0        1        4        0        1        4\n"
+        "0           1.0      2.0      3.0     31.0     32.0     33.0\n"
+        "100         4.0      5.0      6.0     34.0     35.0     36.0\n"
         "\nThe held-out tasks along training, by the number of worked examples\n"
         "                plain fine-tuning                     ProMoT\n"
         "step          0        1        4        0        1        4\n"
@@ -481,7 +494,10 @@ static void test_printed_curves(void)
         cJSON *curve = object_at(object_at(json, "curves"), METHODS[m]);
         static const double STEPS[] = {0, 100};
         cJSON_AddItemToObject(curve, "step", cJSON_CreateDoubleArray(STEPS, 2));
-        add_two(curve, "target", NULL, NAN, 51 + 30 * m);
+        add_two(curve, "dev", NULL, NAN, 51 + 30 * m);
+        add_two(curve, "target", "0", 1 + 30 * m, 4 + 30 * m);
+        add_two(curve, "target", "1", 2 + 30 * m, 5 + 30 * m);
+        add_two(curve, "target", "4", 3 + 30 * m, 6 + 30 * m);
         add_two(curve, "heldout", "1", 11 + 30 * m, 21 + 31 * m);
         add_two(curve, "heldout", "0", 10 + 30 * m, 20 + 30 * m);
         add_two(curve, "heldout", "4", 14 + 30 * m, 24 + 30 * m);
@@ -497,7 +513,8 @@ static void test_printed_curves(void)
     if (pid == 0) {
         if (!freopen(SCRATCH "-unit/printed", "w", stdout)) _exit(99);
         print_curves(json);
-        print_curves_by_shots(json);
+        print_curves_by_shots(json, "target", "The trained task (the first dev rows)");
+        print_curves_by_shots(json, "heldout", "The held-out tasks");
         fflush(stdout);
         _exit(0);
     }
@@ -513,10 +530,10 @@ static cJSON *made_up(double before, double tuned, double tuned_target, double k
     add_value(object_at(object_at(m, "pretrained"), "heldout"), "1", before);
     add_value(object_at(object_at(m, "finetune"), "heldout"), "1", tuned);
     add_value(object_at(object_at(m, "finetune"), "format_ratio"), "1", 88.8);
-    add_value(object_at(m, "finetune"), "target", tuned_target);
+    add_value(object_at(object_at(m, "finetune"), "target"), "0", tuned_target);
     add_value(object_at(object_at(m, "promot"), "heldout"), "1", kept);
     add_value(object_at(object_at(m, "promot"), "format_ratio"), "1", 1.5);
-    add_value(object_at(m, "promot"), "target", kept_target);
+    add_value(object_at(object_at(m, "promot"), "target"), "0", kept_target);
     finish_numbers(json);
     return json;
 }
@@ -600,7 +617,7 @@ static cJSON *made_up_study(int good)
     for (int seed = 0; seed < (good ? 2 : 1); seed++) add_value(first, "step", 10);
     add_value(object_at(first, "heldout"), "1", good ? 78 : 50);
     add_value(object_at(first, "format_ratio"), "1", good ? 0 : 3);
-    add_value(object_at(m, "prompt"), "target", good ? 99 : 95);
+    add_value(object_at(object_at(m, "prompt"), "target"), "0", good ? 99 : 95);
     add_value(object_at(json, "context"), "own", 80);
     add_value(object_at(json, "context"), "other", good ? 10 : 70);
     add_value_at(object_at(object_at(json, "alignment"), "without_prompt"), "cosine", 0, good ? 0.95 : 0.8);
@@ -817,6 +834,8 @@ static void check_curves(const cJSON *results, const char *method)
             CHECK(cJSON_GetArrayItem(at(curve, "step"), place)->valuedouble == number_in(record, "step"));
             CHECK(number_in(cJSON_GetArrayItem(at(at(curve, "heldout"), shots), place), "mean") ==
                           number_in(record, "mean") &&
+                      number_in(cJSON_GetArrayItem(at(at(curve, "target"), shots), place), "mean") ==
+                          number_in(record, "trained_mean") &&
                       number_in(cJSON_GetArrayItem(at(at(curve, "format_ratio"), shots), place), "mean") ==
                           number_in(record, "format_ratio") &&
                       number_in(cJSON_GetArrayItem(at(at(curve, "qa_format_ratio"), shots), place), "mean") ==
@@ -829,7 +848,9 @@ static void check_curves(const cJSON *results, const char *method)
     CHECK(probes == 3 * 11 && cJSON_GetArraySize(at(curve, "step")) == 11, "%s: %d", path, probes);
     for (int k = 0; k < 3; k++) {
         static const char *const SHOTS[] = {"0", "1", "4"};
-        CHECK(cJSON_GetArraySize(at(at(curve, "heldout"), SHOTS[k])) == 11, "%s-shot", SHOTS[k]);
+        CHECK(cJSON_GetArraySize(at(at(curve, "heldout"), SHOTS[k])) == 11 &&
+                  cJSON_GetArraySize(at(at(curve, "target"), SHOTS[k])) == 11,
+              "%s-shot", SHOTS[k]);
     }
     lines_free(&lines);
     free(path);
@@ -855,20 +876,23 @@ static void test_results_of_a_study(void)
           is_text(at(json, "related"), "name", "nli_reworded"));
     for (size_t m = 0; m < 4; m++) {
         const cJSON *method = at(methods, METHODS[m]);
-        check_number(method, "target");
         CHECK(!at(method, "first"), "%s never learns the task to 99 %%", METHODS[m]);
         for (size_t k = 0; k < 3; k++) {
+            check_number(at(method, "target"), SHOTS[k]);
             check_number(at(method, "heldout"), SHOTS[k]);
             check_number(at(method, "format_ratio"), SHOTS[k]);
             check_number(at(at(method, "tasks"), "qa"), SHOTS[k]);
             check_number(at(at(method, "task_format_ratio"), "nli_reworded"), SHOTS[k]);
         }
     }
-    CHECK(number_in(json, "curve_rows") == 25 && !at(at(json, "curves"), "prompt"));
+    CHECK(number_in(json, "curve_rows") == 25 && !at(at(json, "curves"), "pretrained"));
     CHECK(strstr(cJSON_GetStringValue(at(at(json, "settings"), "along training")), "--probe-limit 25"));
     check_curves(json, "finetune");
     check_curves(json, "promot");
-    CHECK(cJSON_IsNull(cJSON_GetArrayItem(at(at(at(json, "curves"), "finetune"), "target"), 0)));
+    CHECK(cJSON_GetArraySize(at(at(at(at(json, "curves"), "prompt"), "target"), "1")) == 4 &&
+              cJSON_IsNull(cJSON_GetArrayItem(at(at(at(at(json, "curves"), "prompt"), "heldout"), "1"), 0)),
+          "prompt tuning asks the trained task alone, at four checkpoints");
+    CHECK(cJSON_IsNull(cJSON_GetArrayItem(at(at(at(json, "curves"), "finetune"), "dev"), 0)));
     CHECK(cJSON_GetArraySize(at(at(at(json, "alignment"), "with_prompt"), "cosine")) == 11);
     CHECK(strncmp(cJSON_GetStringValue(at(json, "finding")), "Inconclusive, ", 14) == 0);
     CHECK(reached(json, "before tuning: held-out tasks, 1 shot") == 0);
@@ -877,7 +901,8 @@ static void test_results_of_a_study(void)
     {
         cJSON *target = run_read_json("whole", "seed-0/eval/promot/target/results.json"),
               *heldout = run_read_json("whole", "seed-0/eval/finetune/heldout/results.json");
-        CHECK(MEAN_AT(methods, "promot", "target") == score_of(target, "rte", "0"));
+        for (size_t k = 0; k < 3; k++)
+            CHECK(MEAN_AT(methods, "promot", "target", SHOTS[k]) == score_of(target, "rte", SHOTS[k]));
         CHECK(MEAN_AT(methods, "finetune", "heldout", "4") == number_in(at(heldout, "norm_avg"), "4"));
         CHECK(MEAN_AT(methods, "finetune", "tasks", "fr", "1") == score_of(heldout, "fr", "1"));
         cJSON_Delete(target);
@@ -1346,8 +1371,15 @@ static void test_demo_readme(void)
     papers = at(at(results, "curves"), "paper-finetune");
     check_says(text, "The model answers %.0f of 100 held-out questions after one example, %.0f without any; ",
                MEAN_AT(m, "pretrained", "heldout", "1"), MEAN_AT(m, "pretrained", "heldout", "0"));
-    check_says(text, "on the first %.0f test rows of each task (`--probe-shots 1,0,4 --probe-limit %.0f`)",
+    check_says(text,
+               "(`--probe-trained --probe-shots 1,0,4 --probe-limit %.0f`): the held-out ones on the first %.0f test",
                record_number(results, "curve_rows"), record_number(results, "curve_rows"));
+    check_says(text,
+               "with one in front plain fine-tuning falls from %.0f to %.0f, with four to %.0f, and ProMoT, with its "
+               "prompt, to %.0f and %.0f, a toss.",
+               MEAN_AT(m, "finetune", "target", "0"), MEAN_AT(m, "finetune", "target", "1"),
+               MEAN_AT(m, "finetune", "target", "4"), MEAN_AT(m, "promot", "target", "1"),
+               MEAN_AT(m, "promot", "target", "4"));
     check_says(text,
                "without the reading task, %.1f after one of the task itself and %.1f after one of the reading task.",
                MEAN_AT(results, "context", "own"), MEAN_AT(results, "context", "other"));
@@ -1452,7 +1484,7 @@ static void test_kept_study(void)
     CHECK(read_json("data/demo/study", "results.json", &results, &error) == 0, "%s", error.text);
     again = cJSON_Duplicate(results, true);
     forget_means(again);
-    CHECK(!at(at(at(at(again, "methods"), "promot"), "target"), "mean"), "a mean is still there");
+    CHECK(!at(at(at(at(at(again, "methods"), "promot"), "target"), "0"), "mean"), "a mean is still there");
     cJSON_DeleteItemFromObject(again, "checks");
     cJSON_DeleteItemFromObject(again, "finding");
     finish_numbers(again);
