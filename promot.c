@@ -6735,14 +6735,15 @@ static int log_open(Run *run, bool resumed, Error *error)
 
 /* --- checkpoints on the dev set */
 
-/* Scores one trained task, as its stage asks it: with its prompt, if there are prompts. */
-static int evaluate_trained(const Run *run, const EncodedSplit *inputs, size_t most_tokens, double *score, Error *error)
+/* Scores a trained task on its dev rows, as its stage asks it: with its prompt, if there are prompts. inputs: these
+ * rows, or some of them, with so many worked examples. */
+static int evaluate_trained(const Run *run, size_t task, const EncodedSplit *inputs, double *score, Error *error)
 {
     const Prompts *prompts = run->stages[run->stage].uses_prompts ? &run->prompts : NULL;
     DecodeSettings decoding = run->dev_decode;
     Progress silent = progress_begin(true, 0);
     Evaluation outputs;
-    if (!decoding.max_length) decoding.max_length = most_tokens;
+    if (!decoding.max_length) decoding.max_length = run->tasks[task].dev.longest_target;
     if (evaluate_split(run->model, prompts, inputs, &decoding, &silent, &outputs, error)) return -1;
     *score = outputs.metric.score;
     evaluation_free(&outputs);
@@ -6754,8 +6755,7 @@ static int run_evaluate(Run *run, cJSON *scores, double *mean, bool *evaluated, 
 {
     double sum = 0, score;
     for (size_t i = 0; i < run->n_tasks; i++) {
-        const EncodedSplit *dev = &run->tasks[i].dev;
-        if (evaluate_trained(run, dev, dev->longest_target, &score, error)) return -1;
+        if (evaluate_trained(run, i, &run->tasks[i].dev, &score, error)) return -1;
         cJSON_AddNumberToObject(scores, run->tasks[i].name, score);
         sum += score;
     }
@@ -6805,7 +6805,8 @@ static int run_checkpoint(Run *run, Trainer *trainer, const Progress *progress, 
     return log_write(run, record, error);
 }
 
-/* --- probes: what becomes of tasks that are not trained (the paper's Figures 2, 5 and 6) */
+/* --- probes: what becomes of tasks that are not trained (the paper's Figures 2, 5 and 6), and what worked examples do
+ * to those that are */
 
 /* Does a probe answer with words of a trained task's format, as it should? Then they are no sign of a loss. */
 static bool says_the_same(const Task *probe, const Task *const *trained, size_t n_trained)
@@ -6871,15 +6872,15 @@ static int probe_heldout(const Run *run, size_t s, cJSON *record, const Progress
     return 0;
 }
 
-/* Asks the trained tasks, with their prompts, at number s of --probe-shots, and adds "trained" and "trained_mean". */
+/* Asks the trained tasks as their dev evaluation would with --shots at number s of --probe-shots, and adds "trained"
+ * and "trained_mean". */
 static int probe_trained(const Run *run, size_t s, cJSON *record, const Progress *progress, Error *error)
 {
     cJSON *trained = cJSON_AddObjectToObject(record, "trained");
     double mean = 0, score;
     char *text;
     for (size_t i = 0; i < run->n_tasks; i++) {
-        const EncodedSplit *inputs = &run->trained_inputs[s * run->n_tasks + i];
-        if (evaluate_trained(run, inputs, inputs->longest_target + EXTRA_TOKENS, &score, error)) return -1;
+        if (evaluate_trained(run, i, &run->trained_inputs[s * run->n_tasks + i], &score, error)) return -1;
         cJSON_AddNumberToObject(trained, run->tasks[i].name, score);
         mean += score / (double)run->n_tasks;
     }
@@ -7046,7 +7047,10 @@ static int run_stage(Run *run, bool restore, Error *error)
     status = restore && run->step > 0 ? state_read(run, path, false, &trainer.adafactor, error) : 0;
     free(path);
     if (!status) adafactor_measure_weights(&trainer.adafactor);
-    if (!status && run->step == 0 && probe_is_due(run, true)) status = run_probe(run, &progress, error);
+    if (!status && run->step == 0 && probe_is_due(run, true)) {
+        status = run_probe(run, &progress, error);
+        progress = progress_begin(run->quiet, 0); /* its time is no step's */
+    }
     while (!status && run->step < stage->steps) {
         bool checkpoint, probe, save;
         status = run_queue_step(run, &trainer, error);
@@ -7545,7 +7549,8 @@ static void probe_curves_add(ProbeCurves *c, const Run *run, const cJSON *record
     const cJSON *probe = cJSON_GetObjectItemCaseSensitive(record, "probe");
     double step = record_number(record, "step"), mean = record_number(record, "mean"),
            shots = record_number(record, "shots");
-    /* Probes belong to the last stage; the steps of an earlier one have the same numbers. */
+    /* The last stage is drawn; the steps of an earlier one, in which trained tasks alone are asked, have the same
+     * numbers. */
     if (!stage || strcmp(stage, run->stages[run->n_stages - 1].name) != 0) return;
     if (cJSON_GetObjectItemCaseSensitive(record, "dev")) dev[0] = step, dev[1] = mean;
     for (size_t s = 0; s < c->n_shots; s++) {
@@ -7681,8 +7686,8 @@ static int write_heldout_figures(const Run *run, const char *directory, const Pr
 /* Probes and align write into one report. */
 static const char ANALYSIS_TITLE[] = "What tuning learns, keeps and loses",
                   ANALYSIS_INTRODUCTION[] =
-                      "Of the task and of its format alone: gradients compared. Of other tasks: asked at the "
-                      "checkpoints, without any prompt.";
+                      "The gradients of the task and of its format alone, compared; and how the model answers along "
+                      "training: other tasks without any prompt, the trained ones with theirs.";
 
 static int run_write_analysis(const Run *run, Error *error)
 {
@@ -7694,8 +7699,8 @@ static int run_write_analysis(const Run *run, Error *error)
     if (!status && run->trained_inputs)
         status = write_shots_figure(run, directory, "trained_by_shots", curves.trained,
                                     (Plot){.title = "What is trained, by the number of worked examples",
-                                           .caption = "The mean of the trained tasks on their dev rows, with their "
-                                                      "prompts, if there are prompts."},
+                                           .caption = "The mean of the trained tasks on their dev rows along the last "
+                                                      "stage, with their prompts, if there are prompts."},
                                     error);
     if (!status) status = report_write(directory, ANALYSIS_TITLE, ANALYSIS_INTRODUCTION, NULL, 0, error);
     probe_curves_free(&curves);

@@ -94,10 +94,10 @@ enum {
     X(ALIGN_LIMIT, "limit", WHOLE, "256", 0, 1e12, FOR_ALIGN, "N", "examples at most (0: all)")                                \
     X(ALIGN_MICRO, "micro-batch", WHOLE, "32", 0, 1e6, FOR_ALIGN, "N", "examples at a time (0: all)")                          \
     X(PROBE, "probe", LIST, NULL, 0, 0, FOR_TRAIN, "NAME=PATH", "a task that is not trained, scored without a prompt along training: what is kept, what is lost") \
-    X(PROBE_TRAINED, "probe-trained", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "ask the trained tasks too, their dev rows with their prompts: what worked examples do for them along training") \
+    X(PROBE_TRAINED, "probe-trained", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "in every stage, ask the trained tasks too, at each of --probe-shots: dev rows, --probe-limit at most, as that many --shots would ask them, with the task's prompt if it has one") \
     X(PROBE_EVERY, "probe-every", WHOLE, "0", 0, 1e12, FOR_TRAIN, "N", "steps between probes (0: at each checkpoint)")         \
     X(PROBE_SHOTS, "probe-shots", TEXT, "1", 0, 0, FOR_TRAIN, "K", "worked examples in front of each input of a probe; a list, as 1,0,4: at each of them, and task by task the first is drawn") \
-    X(PROBE_LIMIT, "probe-limit", WHOLE, "100", 0, 1e12, FOR_TRAIN, "N", "examples of each probe at most (0: all)")             \
+    X(PROBE_LIMIT, "probe-limit", WHOLE, "100", 0, 1e12, FOR_TRAIN, "N", "examples of each probe at most, and of each trained task that is probed (0: all)")             \
     X(PROBE_ENDING, "probe-input-ending", TEXT, "", 0, 0, FOR_TRAIN, "TEXT", "behind every input of a probe, as --input-ending") \
     X(KEEP, "keep-checkpoints", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "keep each checkpoint, as a directory of its own in RUN/steps") \
     X(NPY, "npy", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "write prompts as NAME.npy too, as the T5X prompt-tuning code reads them") \

@@ -350,6 +350,14 @@ static int announce_stage(Run *run, size_t s, double speed, Error *error)
     return 0;
 }
 
+/* What stands at the end of an input that is cut may be the question. */
+static void warn_of_cuts(const char *name, const EncodedSplit *inputs)
+{
+    if (inputs->n_cut)
+        fprintf(stderr, "warning: %s, %zu-shot: %zu of %zu inputs to be scored were longer than allowed and are cut\n",
+                name, inputs->encoder.shots, inputs->n_cut, inputs->count);
+}
+
 static int announce(Run *run, Error *error)
 {
     const double share_of_matmul = 0.7; /* what a whole step reaches of the speed of its matrix products */
@@ -365,6 +373,13 @@ static int announce(Run *run, Error *error)
         if (train->n_cut)
             fprintf(stderr, "warning: %s: %zu of %zu training examples were longer than allowed and are cut\n",
                     run->tasks[i].name, train->n_cut, train->n_seen);
+        warn_of_cuts(run->tasks[i].name, &run->tasks[i].dev);
+    }
+    for (size_t s = 0; !status && !run->quiet && s < run->n_probe_shots; s++) {
+        for (size_t i = 0; i < run->n_probes; i++)
+            warn_of_cuts(run->probes[i].name, &run->probe_inputs[s * run->n_probes + i]);
+        for (size_t i = 0; run->trained_inputs && i < run->n_tasks; i++)
+            warn_of_cuts(run->tasks[i].name, &run->trained_inputs[s * run->n_tasks + i]);
     }
     return status;
 }

@@ -303,8 +303,8 @@ static int study_command(const Study *s, const StudyJob *job, Words *w, Error *e
     }
     words_add(w, text_format("%s", s->program));
     words_add_line(w, s, job, model, STUDY_PARTS[job->part].command);
-    if (job->part == TRAIN) words_add_line(w, s, job, model, STUDY_METHODS[job->method].train);
     if (job->part == TRAIN) {
+        words_add_line(w, s, job, model, STUDY_METHODS[job->method].train);
         if (STUDY_METHODS[job->method].tunes_model) words_add_heldout(w, s, "--probe", N_HELDOUT);
         words_add_line(w, s, job, model, STUDY_PROBES);
         words_add(w, text_format("%d", PROBE_ROWS));

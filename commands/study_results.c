@@ -305,6 +305,9 @@ static int add_all_curves(const Study *s, cJSON *json, Error *error)
             status = add_curves(run, curve, error);
             free(run);
         }
+        /* An earlier version's prompt tuning was not asked along its steps. */
+        if (!cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(curve, "step")))
+            cJSON_DeleteItemFromObjectCaseSensitive(curves, STUDY_METHODS[m].name);
     }
     return status;
 }

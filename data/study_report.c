@@ -768,10 +768,12 @@ static void put_checks(Study *study)
 static void put_results(Study *study)
 {
     page_heading(&study->page, 2, "After the last step");
-    page_paragraphs(&study->page, "The trained task (target), the average of the tasks that were not trained, and the "
-                                  "format ratio, by the number of worked examples. Prompt tuning changes nothing but "
-                                  "its prompt (the best on the rows for development): asked without it, the model "
-                                  "is the one before tuning.");
+    page_paragraphs(&study->page,
+                    "The trained task as it is trained, without examples (target); the average of the tasks "
+                    "that were not trained, and the format ratio, by the number of worked examples. "
+                    "Prompt tuning changes nothing but "
+                    "its prompt (the best on the rows for development): asked without it, the model "
+                    "is the one before tuning.");
     put_table(study, methods_csv(study->methods, &study->shots, &study->shots));
     page_heading(&study->page, 3, "The trained task with worked examples");
     page_paragraphs(&study->page, "It is trained without any. What examples from its training rows do to it:");
@@ -821,6 +823,7 @@ static void put_curve_rows(TextBuffer *out, const Study *study, CurveRows rows)
     if (rows == TEST_ROWS) text_put_format(out, "the first %.0f test rows of each task", first);
 }
 
+/* A caption that ends in how the curves were measured. */
 static char *curves_caption(const Study *study, const char *what, CurveRows rows)
 {
     TextBuffer text = {0};
@@ -899,45 +902,52 @@ static int curves_open_by_shots(Curves *curves, const cJSON *curve, const char *
     return 0;
 }
 
-/* What a curve begins and ends with, and its lowest mean. */
-static void put_ends(TextBuffer *csv, const cJSON *steps, const cJSON *list)
+/* What a curve begins and ends with, and its lowest or highest mean. */
+static void put_ends(TextBuffer *csv, const cJSON *steps, const cJSON *list, bool highest)
 {
-    Number lowest = {INFINITY, NAN};
-    double lowest_step = NAN;
+    Number extreme = {highest ? -INFINITY : INFINITY, NAN};
+    double extreme_step = NAN;
     const cJSON *step = steps->child, *item;
     cJSON_ArrayForEach(item, list)
     {
         Number number = number_of(item);
-        if (number.mean < lowest.mean) {
-            lowest = number;
-            lowest_step = finite_number(step);
+        if (highest ? number.mean > extreme.mean : number.mean < extreme.mean) {
+            extreme = number;
+            extreme_step = finite_number(step);
         }
         step = step->next;
     }
     put_number_cell(csv, cJSON_GetArrayItem(list, 0), 1);
     put_number_cell(csv, cJSON_GetArrayItem(list, cJSON_GetArraySize(list) - 1), 1);
     text_put(csv, ",");
-    put_number(csv, isfinite(lowest.mean) ? lowest : (Number){NAN, NAN}, 1);
-    text_put_format(csv, isnan(lowest_step) ? ",-\n" : ",%.0f\n", lowest_step);
+    put_number(csv, isfinite(extreme.mean) ? extreme : (Number){NAN, NAN}, 1);
+    text_put_format(csv, isnan(extreme_step) ? ",-\n" : ",%.0f\n", extreme_step);
 }
 
-/* The panels' numbers, and those of prompt tuning, which has none: it changes the trained task alone. */
-static void put_ends_table(Study *study, const char *const two[2], const char *what, bool prompt_tuning,
+/* The panels' numbers: what is lost of the rest, what is learnt of the trained task. Prompt tuning has no panel, for it
+ * changes the trained task alone. */
+static void put_ends_table(Study *study, const char *const two[2], const char *what, bool is_target, Shown shown,
                            const ShotList *shots)
 {
     const char *const methods[] = {two[0], two[1], PROMPT_TUNING};
+    const bool prompt_tuning = is_target && shown != SHOW_PAPERS;
     TextBuffer csv = {0};
-    text_put(&csv, "method,worked examples,before training,after the last step,lowest,at step\n");
+    text_put_format(&csv, "method,worked examples,before training,after the last step,%s,at step\n",
+                    is_target ? "highest" : "lowest");
     for (size_t i = 0; i < (prompt_tuning ? 3 : 2); i++) {
         const cJSON *curve = member(member(study->results, "curves"), methods[i]), *list;
         for (size_t s = 0; s < shots->count; s++) {
             if (!(list = member(member(curve, what), shots->key[s]))) continue;
             put_text_cell(&csv, label_of(study->methods, methods[i]));
             text_put_format(&csv, ",%s", shots->key[s]);
-            put_ends(&csv, member(curve, "step"), list);
+            put_ends(&csv, member(curve, "step"), list, is_target);
         }
     }
     put_table(study, text_take(&csv));
+    if (prompt_tuning && member(member(study->results, "curves"), PROMPT_TUNING))
+        page_paragraphs(&study->page,
+                        "Prompt tuning has steps of its own. ProMoT begins with the best of its prompts on "
+                        "the rows for development, which need not be the last one.");
 }
 
 /* Beside each other, fine-tuning and ProMoT: what becomes of the trained task ("target") or of the rest ("heldout") at
@@ -951,12 +961,14 @@ static int put_by_shots(Study *study, Shown shown, const char *what, const char 
     Plot panels[2];
     size_t count = 0;
     const bool is_target = strcmp(what, "target") == 0;
-    char name[48], *caption = curves_caption(study, about, is_target ? FIRST_DEV_ROWS : TEST_ROWS);
+    const char *const title = is_target ? ": the trained task" : ": the rest";
+    char name[48], titles[2][112], *caption = curves_caption(study, about, is_target ? FIRST_DEV_ROWS : TEST_ROWS);
     int status = caption ? 0 : no_memory(study);
     for (size_t i = 0; i < 2 && !status && shots.count > 1; i++) {
         if (curves_open_by_shots(&curves[i], member(all, two[i]), what, &shots) < 0) status = no_memory(study);
         if (status || !curves[i].count) continue;
-        panels[count] = (Plot){.title = label_of(study->methods, two[i]),
+        snprintf(titles[i], sizeof titles[i], "%.80s%s", label_of(study->methods, two[i]), title);
+        panels[count] = (Plot){.title = titles[i],
                                .x_label = "step",
                                .y_label = y_label,
                                .caption = caption,
@@ -968,7 +980,7 @@ static int put_by_shots(Study *study, Shown shown, const char *what, const char 
     }
     if (!status && count > 0) {
         page_panels(&study->page, panels, count);
-        put_ends_table(study, two, what, is_target && shown != SHOW_PAPERS, &shots);
+        put_ends_table(study, two, what, is_target, shown, &shots);
     }
     for (size_t i = 0; i < 2; i++) curves_free(&curves[i]);
     free(caption);
@@ -1005,7 +1017,8 @@ static bool has_curves(const Study *study, Shown shown)
     const cJSON *curve;
     cJSON_ArrayForEach(curve, member(study->results, "curves"))
     {
-        if (is_papers(key_of(curve)) == (shown == SHOW_PAPERS)) return true;
+        if (strcmp(key_of(curve), PROMPT_TUNING) != 0 && is_papers(key_of(curve)) == (shown == SHOW_PAPERS))
+            return true;
     }
     return false;
 }

@@ -10,7 +10,7 @@
  *                           "format_ratio": {SHOTS: number}, percent of those answers that are label words
  *                           "tasks": {NAME: {SHOTS: number}}, the related task too
  *                           "task_format_ratio": {NAME: {SHOTS: number}},
- *                           "first": {"step": number, "target", "heldout", "format_ratio"}}} as above, at the first
+ *                           "first": {"step": number, "target", "heldout", "format_ratio"}}} by shots, at the first
  *                 checkpoint whose dev accuracy is at least "first_rule" (99); absent for methods without checkpoints.
  *                 In the order of the table. METHOD is pretrained, finetune, prompt, promot and, in the full study,
  *                 random-prompt, joint, paper-finetune, paper-promot (the paper's own settings).
@@ -41,7 +41,8 @@
  * figures beside it (NAME.svg, .csv, .json) and overview.svg, the picture that a README can show. */
 int study_report_write(const char *directory, const cJSON *results, Error *error);
 
-/* The table of the methods, mean ± sd, as text for a terminal. To be freed; NULL: no memory. */
+/* The methods, mean ± sd, and what they do to each task, as tables of text for a terminal. To be freed; NULL: no
+ * memory. */
 char *study_table(const cJSON *results);
 
 #endif

@@ -558,12 +558,12 @@ static void test_probes_at_several_shots(void)
 
 /* What is trained, asked at two numbers of worked examples along both stages of ProMoT, which trains without any. */
 #define ASKED                                                                                                          \
-    LEARNING " --prompt-steps 2 --steps 60 --checkpoint-every 30 --max-length 20 --keep-checkpoints --probe-limit 0"   \
+    LEARNING " --prompt-steps 2 --steps 60 --checkpoint-every 30 --keep-checkpoints --probe-limit 0"                   \
              " --probe-trained --probe-shots 2,0"
 /* A run whose model stays as it is: its dev score is of the last of ASKED's checkpoints, asked otherwise. */
 #define STILL                                                                                                          \
     LEARNING " --model " SCRATCH "/asked/steps/model-000060 --prompt " SCRATCH                                         \
-             "/asked/prompt/toy --steps 1 --checkpoint-every 1 --lr 0 --max-length 20 --shots 2"
+             "/asked/prompt/toy --steps 1 --checkpoint-every 1 --lr 0 --shots 2"
 
 static void test_trained_probes(void)
 {
@@ -596,6 +596,19 @@ static void test_trained_probes(void)
           dev_score("still", "model"));
     check_text(list_run("asked", "analysis"),
                "report.html trained_by_shots.csv trained_by_shots.json trained_by_shots.svg ", "analysis/");
+}
+
+/* What is asked cut off, and with how many worked examples: of some there is room for none. */
+static void test_cut_probes_are_told(void)
+{
+    if (!fixture()) return;
+    write_qa();
+    forget_run("cut");
+    check_promot("train --model " SCRATCH "/model " TOY
+                 " --threads 1 --beams 1 --method finetune --batch 4 --steps 1 " PROBES
+                 " --max-input-length 12 --probe-trained --probe-shots 0,2 --probe-limit 3 --out " SCRATCH "/cut");
+    CHECK(errors_contain("warning: qa, 2-shot: 3 of 3 inputs to be scored were longer than allowed and are cut") &&
+          errors_contain("warning: toy, 2-shot: 3 of 3 inputs to be scored were longer than allowed and are cut"));
 }
 
 /* A figure of a run's analysis/ as it lies there, or NULL: drawn well-formed, and read back. */
@@ -1557,6 +1570,7 @@ static const Test tests[] = {
     {"probes", test_probes},
     {"probes_at_several_shots", test_probes_at_several_shots},
     {"trained_probes", test_trained_probes},
+    {"cut_probes_are_told", test_cut_probes_are_told},
     {"analysis", test_analysis},
     {"analysis_of_several_shots", test_analysis_of_several_shots},
     {"kept_checkpoints", test_kept_checkpoints},

@@ -459,6 +459,22 @@ static void test_curves_of_a_log(void)
     cJSON_Delete(curve);
 }
 
+/* Prompt tuning as studies of before left it, not asked along its steps, has no curve; and the rest has one. */
+static void test_curves_of_earlier_studies(void)
+{
+    static const char log[] = "{\"step\": 0, \"shots\": 1, \"mean\": 90, \"format_ratio\": 1, \"probe\": {}}\n";
+    Study s = {.program = "promot", .out = SCRATCH "-unit", .tasks = "T", .bases = BASES, .n_bases = 1, .n_seeds = 1};
+    cJSON *json = cJSON_CreateObject();
+    Error error = {0};
+    make_up_run(SCRATCH "-unit/seed-0/finetune", log);
+    make_up_run(SCRATCH "-unit/seed-0/prompt", LOG_BELOW);
+    make_up_run(SCRATCH "-unit/seed-0/promot", log);
+    CHECK(add_all_curves(&s, json, &error) == 0, "%s", error.text);
+    CHECK(!at(at(json, "curves"), "prompt") && cJSON_GetArraySize(at(json, "curves")) == 2);
+    CHECK(cJSON_GetArraySize(at(at(at(at(json, "curves"), "promot"), "target"), "1")) == 1, "a place without a number");
+    cJSON_Delete(json);
+}
+
 /* A list of two numbers, the first of which may be left out: NAN. */
 static void add_two(cJSON *curve, const char *what, const char *shots, double first, double second)
 {
@@ -1376,10 +1392,12 @@ static void test_demo_readme(void)
                record_number(results, "curve_rows"), record_number(results, "curve_rows"));
     check_says(text,
                "with one in front plain fine-tuning falls from %.0f to %.0f, with four to %.0f, and ProMoT, with its "
-               "prompt, to %.0f and %.0f, a toss.",
+               "prompt, to %.0f and %.0f, no better than guessing",
                MEAN_AT(m, "finetune", "target", "0"), MEAN_AT(m, "finetune", "target", "1"),
                MEAN_AT(m, "finetune", "target", "4"), MEAN_AT(m, "promot", "target", "1"),
                MEAN_AT(m, "promot", "target", "4"));
+    check_says(text, "On the second model it mostly does the same, and has %.0f and %.0f.",
+               MEAN_AT(other, "promot", "target", "1"), MEAN_AT(other, "promot", "target", "4"));
     check_says(text,
                "without the reading task, %.1f after one of the task itself and %.1f after one of the reading task.",
                MEAN_AT(results, "context", "own"), MEAN_AT(results, "context", "other"));
@@ -1517,6 +1535,7 @@ static const Test tests[] = {
     {"seconds_left", test_seconds_left},
     {"numbers_over_seeds", test_numbers_over_seeds},
     {"curves_of_a_log", test_curves_of_a_log},
+    {"curves_of_earlier_studies", test_curves_of_earlier_studies},
     {"printed_curves", test_printed_curves},
     {"finding", test_finding},
     {"checks", test_checks},

@@ -140,7 +140,8 @@ static cJSON *nulls(void)
     return json;
 }
 
-/* ProMoT's first, so that the order of colours is seen to be another. Scores are lowest before the last point. Prompt
+/* ProMoT's first, so that the order of colours is seen to be another. Before the last point the rest is lowest, the trained
+ * task highest. Prompt
  * tuning has steps of its own, and leaves all but the trained task as it is. */
 static cJSON *make_curves(void)
 {
@@ -151,11 +152,11 @@ static cJSON *make_curves(void)
         cJSON *curve = cJSON_AddObjectToObject(curves, METHODS[m]);
         cJSON *step = cJSON_AddArrayToObject(curve, "step"), *dev = cJSON_AddArrayToObject(curve, "dev");
         for (int p = 0; p < N_POINTS; p++) {
-            double done = p / (double)(N_POINTS - 1), fall = 95.6 - LEVELS[m][1], dip = p == N_POINTS - 2 ? 30 : 0;
+            double done = p / (double)(N_POINTS - 1), fall = 95.6 - LEVELS[m][1], turn = p == N_POINTS - 2 ? 30 : 0;
             cJSON_AddItemToArray(step, cJSON_CreateNumber(p * (m == 6 ? 250 : m == 2 ? 75 : 25)));
             cJSON_AddItemToArray(dev, p == 0 ? cJSON_CreateNull() : number(50 + 49.5 * sqrt(done), 4 - 3 * done));
-            add_point(curve, "target", target_by_shots(m, 45 + m + 40 * done - 1.25 * dip, 3 * done));
-            add_point(curve, "heldout", m == 2 ? nulls() : by_shots(95.6 - fall * done * done - dip, 6 * done));
+            add_point(curve, "target", target_by_shots(m, 25 + m + 40 * done + turn, 3 * done));
+            add_point(curve, "heldout", m == 2 ? nulls() : by_shots(95.6 - fall * done * done - turn, 6 * done));
             add_point(curve, "format_ratio", m == 2 ? nulls() : by_shots(LEVELS[m][2] * done, 5 * done));
             add_point(curve, "qa_format_ratio", m == 2 ? nulls() : by_shots(LEVELS[m][2] * done * done, 4 * done));
         }
@@ -555,7 +556,9 @@ static void check_by_shots(const cJSON *results, const char *page, int m, const 
     CHECK(figure_read(path, &figure, &error) == 0, "%s", error.text);
     if (!figure) return;
     const Plot *plot = figure_plot(figure);
-    CHECK(strcmp(plot->title, LABELS[m]) == 0 && plot->count == 3 && plot->y_low == 0 && plot->y_high == 100 &&
+    CHECK(strncmp(plot->title, LABELS[m], strlen(LABELS[m])) == 0 &&
+              strcmp(plot->title + strlen(LABELS[m]), is_target ? ": the trained task" : ": the rest") == 0 &&
+              plot->count == 3 && plot->y_low == 0 && plot->y_high == 100 &&
               strstr(plot->caption, is_target ? "On the first 30 rows for development; mean and, as a band, "
                                               : "On the first 30 test rows of each task; mean and, as a band, "),
           "%s", path);
@@ -580,23 +583,25 @@ static void test_by_shots(void)
                                          "width=\"720\"",
                                          "<g transform=\"translate(0 0)\">\n<svg class=\"plot\"",
                                          "width=\"360\"",
-                                         "<title>Fine-tuning</title>",
+                                         "<title>Fine-tuning: the rest</title>",
                                          "<title>0-shot</title>",
                                          "<title>4-shot</title>",
                                          "<g transform=\"translate(360 0)\">",
-                                         "<title>ProMoT &lt;b&gt;&amp;&quot;</title>",
+                                         "<title>ProMoT &lt;b&gt;&amp;&quot;: the rest</title>",
                                          "<title>4-shot</title>",
                                          "<tr><td>Fine-tuning</td><td class=\"number\">0</td>",
                                          "<tr><td>ProMoT &lt;b&gt;&amp;&quot;</td><td class=\"number\">4</td>",
                                          "<title>Learning the task</title>",
-                                         "<title>Fine-tuning</title>",
-                                         "<title>ProMoT &lt;b&gt;&amp;&quot;</title>",
+                                         "<title>Fine-tuning: the trained task</title>",
+                                         "<title>ProMoT &lt;b&gt;&amp;&quot;: the trained task</title>",
+                                         "<th class=\"number\">highest</th>",
                                          "<tr><td>Prompt tuning</td><td class=\"number\">0</td>",
+                                         "<p>Prompt tuning has steps of its own.",
                                          "<h2>Controls</h2>",
                                          "<title>What becomes of the rest</title>",
                                          "<g transform=\"translate(0 0)\">\n<svg class=\"plot\"",
                                          "width=\"720\"",
-                                         "<title>ProMoT, the paper's</title>",
+                                         "<title>ProMoT, the paper's: the rest</title>",
                                          "<tr><td>ProMoT, the paper's</td><td class=\"number\">0</td>"};
     cJSON *results = make_study(N_METHODS, true), *curve;
     fresh_scratch();
