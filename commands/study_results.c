@@ -160,14 +160,15 @@ static int add_target(const char *place, cJSON *into, Error *error)
 {
     cJSON *results;
     const cJSON *scores, *score;
-    double without;
+    double value;
     int status = read_json(place, "results.json", &results, error);
     scores = cJSON_GetObjectItemCaseSensitive(
         cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(results, "tasks"), "rte"), "scores");
-    if (!status) status = need_number(scores, "0", place, &without, error);
+    if (!status) status = need_number(scores, "0", place, &value, error);
     cJSON_ArrayForEach(score, scores)
     {
-        if (!status) add_value(object_at(into, "target"), score->string, score->valuedouble);
+        if (!status) status = need_number(scores, score->string ? score->string : "", place, &value, error);
+        if (!status) add_value(object_at(into, "target"), score->string, value);
     }
     cJSON_Delete(results);
     return status;

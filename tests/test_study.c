@@ -1150,6 +1150,8 @@ static void test_damaged_results(void)
         {EVALUATION "/results.json", "{\"norm_avg\": {\"1\": \"a\"}, \"tasks\": []}", "heldout: 1 is not there"},
         {EVALUATION "/results.json", "{\"norm_avg\": {\"1\": 5}, \"tasks\": []}", "results.json: qa: n is not there"},
         {EVALUATION "/results.json", "{}", "norm_avg is not there"},
+        {"/seed-0/eval/promot/target/results.json", "{\"tasks\": {\"rte\": {\"scores\": {\"0\": 5, \"1\": \"a\"}}}}",
+         "promot/target: 1 is not there, or no number"},
         {"/seed-0/promot/analysis/align.json", "{\"points\": [1, 2]}", "analysis: step is not there"},
         {"/seed-0/promot/analysis/align.json", "{}", "points are not there"},
         {"/seed-0/promot/log.jsonl", "", "log.jsonl: ends before the last step"},
