@@ -975,6 +975,7 @@ static const char PAGE_STYLE[] =
     "th{color:var(--muted);font-weight:600;border-bottom:1px solid var(--axis);white-space:normal;"
     "vertical-align:bottom}\n"
     "td{border-bottom:1px solid var(--grid)}\n"
+    "td:not(.number){white-space:normal;min-width:7.5rem}\n"
     "th.number,td.number{text-align:right;font-variant-numeric:tabular-nums}\n"
     ".texts th{border-color:var(--grid);vertical-align:top;min-width:7rem}\n"
     ".texts td{white-space:pre-wrap;overflow-wrap:anywhere}\n"

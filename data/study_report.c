@@ -460,15 +460,12 @@ static void put_task_row(TextBuffer *csv, const cJSON *methods, const char *task
 {
     for (size_t m = 0; m < N_MAIN_METHODS; m++) {
         const cJSON *method = member(methods, MAIN_METHODS[m]);
-        Number number = number_of(member(member(member(method, "tasks"), task), "1"));
-        if (!method) continue;
-        text_put(csv, ",");
-        put_number(csv, (Number){number.mean, NAN}, 1);
+        if (method) put_number_cell(csv, member(member(member(method, "tasks"), task), "1"), 1);
     }
     text_put(csv, "\n");
 }
 
-/* The other way round: a row for each task, means only. */
+/* The other way round: a row for each task. */
 static char *task_rows_csv(const cJSON *results)
 {
     TextBuffer csv = {0};
@@ -676,13 +673,6 @@ static void put_labels(TextBuffer *out, const cJSON *results, const char *last_w
     }
 }
 
-/* "qa (exact match, 100 rows)" */
-static void put_task(TextBuffer *out, const cJSON *task)
-{
-    text_put_format(out, "%s (%s, %.0f rows)", text_of(member(task, "name")), text_of(member(task, "metric")),
-                    finite_number(member(task, "n")));
-}
-
 static void put_seeds(TextBuffer *out, const cJSON *seeds)
 {
     double count = finite_number(seeds);
@@ -722,9 +712,10 @@ static void put_introduction(Study *study)
     text_put(&study->page, "<p><strong>");
     text_put_xml(&study->page, text_of(member(results, "finding")));
     text_put(&study->page, "</strong></p>\n");
-    text_put_format(&text, "The model %s was trained on ", text_of(member(results, "model")));
-    put_task(&text, member(results, "target"));
-    text_put(&text, ", whose answers are ");
+    text_put_format(&text, "The model %s was trained on %s (%s, on %.0f test rows), whose answers are ",
+                    text_of(member(results, "model")), text_of(member(member(results, "target"), "name")),
+                    text_of(member(member(results, "target"), "metric")),
+                    finite_number(member(member(results, "target"), "n")));
     put_labels(&text, results, " and ");
     text_put(&text, ", by each of the methods below, with ");
     put_seeds(&text, member(results, "seeds"));
@@ -1037,7 +1028,7 @@ static void put_norms(Study *study, const cJSON *alignment)
         text_put_format(&csv, isnan(finite_number(step)) ? "-" : "%.0f", finite_number(step));
         for (size_t i = 0; i < 4; i++) {
             Number norm = number_of(cJSON_GetArrayItem(member(member(alignment, sides[i / 2]), norms[i % 2]), row));
-            text_put_format(&csv, isnan(norm.mean) ? ",-" : ",%.3g", norm.mean);
+            text_put_format(&csv, isnan(norm.mean) ? ",-" : norm.mean < 999.5 ? ",%.3g" : ",%.0f", norm.mean);
             if (!isnan(norm.mean) && !isnan(norm.sd)) text_put_format(&csv, " ± %.2g", norm.sd);
         }
         text_put(&csv, "\n");

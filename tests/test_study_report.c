@@ -342,7 +342,8 @@ static void test_parts_in_order(void)
     static const char *const parts[] = {
         "<h1>",
         "<strong>Fine-tuning loses 53.6 of 95.6 points, ProMoT &lt; 2 &amp; keeps &quot;the rest&quot;.</strong>",
-        "The model data/demo/model was trained on nli (exact_match, 200 rows), whose answers are True and False",
+        "The model data/demo/model was trained on nli (exact_match, on 200 test rows), whose answers are True and "
+        "False",
         "with 2 seeds",
         "3 tasks that were not trained, with 0, 1 and 4 worked examples",
         "<td>qa</td><td>what is &lt;known&gt;</td><td>exact_match</td><td class=\"number\">100</td><td></td>",
@@ -781,11 +782,11 @@ static void test_table(void)
         "Prompt tuning  88.0 ±  0.4  66.0 ±  0.4  45.8 ±  0.4\n"
         "ProMoT <b>&\"   99.5 ±  0.4  74.6 ±  0.4  52.7 ±  0.4\n"
         "\n"
-        "1-shot            Pretrained  Fine-tuning  Prompt tuning  ProMoT <b>&\"\n"
-        "qa                      95.6         42.0           95.6          94.3\n"
-        "fr <i>&\"x\"              88.6         35.0           88.6          87.3\n"
-        "summary, 1              81.6         28.0           81.6          80.3\n"
-        "yes/no (related)        74.6         21.0           74.6          73.3\n";
+        "1-shot             Pretrained  Fine-tuning  Prompt tuning  ProMoT <b>&\"\n"
+        "qa                95.6 ±  0.0  42.0 ±  2.1    95.6 ±  2.8   94.3 ±  3.5\n"
+        "fr <i>&\"x\"        88.6 ±  0.7  35.0 ±  2.8    88.6 ±  3.5   87.3 ±  4.2\n"
+        "summary, 1        81.6 ±  1.4  28.0 ±  3.5    81.6 ±  4.2   80.3 ±  4.9\n"
+        "yes/no (related)  74.6 ±  2.1  21.0 ±  4.2    74.6 ±  4.9   73.3 ±  5.7\n";
     cJSON *results = make_study(4, true);
     char *table = study_table(results);
     CHECK(strcmp(table, expected) == 0, "\n%s", table);
