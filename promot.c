@@ -4952,8 +4952,9 @@ size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool
  * last bit: no kernel lets a row see how many others there are. */
 
 /* What greedy decoding has of the head beside the head itself. A sketch takes about as long to make as SKETCH_AFTER
- * steps take without one, so whoever wants only a few tokens need not pay for it. */
-enum { SKETCH_AFTER = 4 };
+ * steps take without one. Where outputs may have LONG_OUTPUT tokens or more, they mostly have more than these few, and
+ * it is made at once; otherwise after so many steps, for whoever wants a word or two need not pay for it. */
+enum { SKETCH_AFTER = 4, LONG_OUTPUT = 16 };
 typedef struct {
     size_t steps; /* that a sketch would have made faster */
     HeadSketch *sketch;
@@ -5110,7 +5111,8 @@ static bool decoder_best_words(Decoder *d, size_t rows, float *logp, int32_t *wo
     Greedy *greedy = d->greedy;
     bool found = true;
     if (ON_A_CARD || !greedy || rows > HEAD_SKETCH_ROWS) return false;
-    if (greedy->steps++ == SKETCH_AFTER) greedy->sketch = head_sketch_create(model->dev, model->head->data, D, V);
+    if (greedy->steps++ == (d->max_steps < LONG_OUTPUT ? SKETCH_AFTER : 0))
+        greedy->sketch = head_sketch_create(model->dev, model->head->data, D, V);
     if (!greedy->sketch) return false;
     best_words(model->dev, d->words, d->y, model->head->data, greedy->sketch, rows, D, V);
     device_download(model->dev, words, d->words, rows * sizeof *words);
@@ -5460,16 +5462,19 @@ static void decode_beams(Decoder *d, const DecodeSettings *s, Hypothesis *out)
     for (size_t i = 0; i < count; i++) search_init(&searches[i], i, s), live[i] = i;
     for (size_t r = 0; r < rows; r++) newest[r] = c->decoder_start;
     for (size_t step = 0; n_live && !d->broken; step++) {
+        /* All beams begin alike, and the first one's best words are enough for all: one row for each input. */
+        const size_t each = step == 0 && per_row == 2 * K ? 1 : K;
         size_t n_next = 0;
-        decoder_step(d, step, live, n_live, K, newest, per_row, logp, words, NULL);
+        decoder_step(d, step, live, n_live, each, newest, per_row, logp, words, NULL);
         for (size_t i = 0; i < n_live; i++) {
             Search *search = &searches[live[i]];
-            size_t n = merge_candidates(candidates, 2 * K, search, K, logp + i * K * per_row, words + i * K * per_row,
-                                        per_row);
+            size_t n = merge_candidates(candidates, 2 * K, search, each, logp + i * each * per_row,
+                                        words + i * each * per_row, per_row);
             if (search_advance(search, s, c, step, candidates, n, parents + n_next * K, newest + n_next * K)) {
                 search_result(search, s, step, out + search->input * s->n_best);
             } else {
-                for (size_t k = 0; k < K; k++) parents[n_next * K + k] += i * K; /* from beams to rows of this step */
+                for (size_t k = 0; k < K; k++)
+                    parents[n_next * K + k] += i * each; /* from beams to rows of this step */
                 live[n_next++] = live[i];
             }
         }

@@ -1306,19 +1306,22 @@ static void test_alone_and_in_company(void)
         }
 }
 
-/* Greedy decoding whose scores nobody wants finds the same words, from a sketch of the head after some steps. */
+/* Greedy decoding whose scores nobody wants finds the same words, from a sketch of the head: made after some steps, or at
+ * once where outputs may be long. */
 static void test_unscored(void)
 {
     static const Shape *const shapes[] = {&SMALL_TIED, &LARGE, &DEEP};
-    for (size_t s = 0; s < 3; s++)
+    for (size_t s = 0; s < 6; s++)
         for (size_t count = 1; count <= INPUTS; count += INPUTS - 1) {
-            DecodeSettings settings = {.beams = 1, .n_best = 1, .max_length = 5 * SKETCH_AFTER, .alpha = 0.6};
+            const Shape *const shape = shapes[s / 2];
+            const size_t max_length = s % 2 ? LONG_OUTPUT + SKETCH_AFTER : LONG_OUTPUT - 1;
+            DecodeSettings settings = {.beams = 1, .n_best = 1, .max_length = max_length, .alpha = 0.6};
             int32_t ids[INPUTS][2][LONGEST];
             TokenExample inputs[INPUTS];
             Hypothesis *scored = host_alloc(count, sizeof *scored), *unscored = host_alloc(count, sizeof *unscored);
             Error error = {0};
             World w;
-            if (!world_open(&w, shapes[s], 1 + (int)s)) return;
+            if (!world_open(&w, shape, 1 + (int)s / 2)) return;
             draw_inputs(&w, ids, inputs);
             CHECK(!decode(w.model, &w.prompts, inputs, count, &settings, scored, NULL, NULL, &error), "%s", error.text);
             settings.unscored = true;
@@ -1327,7 +1330,7 @@ static void test_unscored(void)
             for (size_t i = 0; i < count; i++) {
                 const Hypothesis *a = &scored[i], *b = &unscored[i];
                 CHECK(a->length == b->length && memcmp(a->ids, b->ids, b->length * sizeof *b->ids) == 0,
-                      "%s, input %zu of %zu", shapes[s]->name, i, count);
+                      "%s, input %zu of %zu", shape->name, i, count);
                 CHECK(isfinite(a->score) && isnan(b->score), "%g and %g", a->score, b->score);
             }
             hypotheses_free(scored, count);
