@@ -192,7 +192,8 @@ typedef struct {
 
 /* The least time of decoding: the encoder once, its output projected for each decoder layer; then, a token at a time,
  * the decoder and the head, whose weights must be read in every step: of the head the 8 bits of a sketch, where one
- * suffices. What a step reads of the keys and values before it is small beside them and not counted. */
+ * suffices. Beams begin with one row for each input. What a step reads of the keys and values before it is small beside
+ * them and not counted. */
 typedef struct {
     double flops, bytes, bound;
 } DecodeCounts;
@@ -202,18 +203,19 @@ static DecodeCounts decode_counts(const Bench *bench, const DecodeCase *d)
     const T5Config *c = &bench->config;
     const double D = (double)c->d_model, I = (double)(c->num_heads * c->d_kv), V = (double)c->vocab_size,
                  mlp = (c->mlp == MLP_GATED_GELU ? 3 : 2) * D * (double)c->d_ff, Le = (double)c->num_layers,
-                 Ld = (double)c->num_decoder_layers, S = DECODE_INPUT, batch = (double)d->batch,
-                 rows = batch * (double)d->beams;
+                 Ld = (double)c->num_decoder_layers, S = DECODE_INPUT, batch = (double)d->batch;
     const bool sketched = !ON_A_CARD && d->beams == 1 && d->batch <= HEAD_SKETCH_ROWS && strcmp(d->dtype, "fp32") == 0;
     const double encoder = Le * (4 * D * I + mlp) + Ld * 2 * D * I, decoder = Ld * (6 * D * I + mlp), head = D * V;
     const double encoder_flops = batch * (2 * S * encoder + Le * 4 * S * S * I),
-                 step_flops = rows * (2 * (decoder + head) + Ld * 4 * S * I),
+                 first_flops = batch * (2 * (decoder + head) + Ld * 4 * S * I),
+                 step_flops = (double)d->beams * first_flops, steps = DECODE_OUTPUT - 1,
                  step_bytes = 4 * decoder + (sketched ? 1 : 4) * head;
     const int n = bench->threads;
-    return (DecodeCounts){.flops = encoder_flops + DECODE_OUTPUT * step_flops,
+    return (DecodeCounts){.flops = encoder_flops + first_flops + steps * step_flops,
                           .bytes = 4 * encoder + DECODE_OUTPUT * step_bytes,
                           .bound = bound_seconds(bench, d->dtype, n, encoder_flops, 4 * encoder, 0) +
-                                   DECODE_OUTPUT * bound_seconds(bench, d->dtype, n, step_flops, step_bytes, 0)};
+                                   bound_seconds(bench, d->dtype, n, first_flops, step_bytes, 0) +
+                                   steps * bound_seconds(bench, d->dtype, n, step_flops, step_bytes, 0)};
 }
 
 static int time_decoding(const Model *model, const DecodeCase *d, const BenchExamples *e, double *seconds,

@@ -187,7 +187,7 @@ static void test_steps_are_counted(void)
 }
 
 /* Two inputs and two beams. Weights: 1 x (4 x 192 + 3 x 160) of the encoder and 2 x 2 x 192 that project its output;
- * 2 x (6 x 192 + 3 x 160) and 16 x 400 that each of the 32 tokens needs. */
+ * 2 x (6 x 192 + 3 x 160) and 16 x 400 that each of the 32 tokens needs; the first one's step has half the rows. */
 static void test_decoding_is_counted(void)
 {
     static const char peaks_text[] = "[{\"peak\": \"fp32\", \"threads\": 1, \"rate\": 1e6},"
@@ -200,7 +200,7 @@ static void test_decoding_is_counted(void)
     const DecodeCounts counts = decode_counts(&bench, &d);
     const double encoder = 2016, decoder = 9664, encoder_flops = 2 * (2 * 128 * encoder + 4 * 128 * 128 * 12),
                  step_flops = 4 * (2 * decoder + 2 * 4 * 128 * 12);
-    CHECK(counts.flops == encoder_flops + 32 * step_flops, "%.0f operations", counts.flops);
+    CHECK(counts.flops == encoder_flops + 31.5 * step_flops, "%.0f operations", counts.flops);
     CHECK(counts.bytes == 4 * (encoder + 32 * decoder), "%.0f bytes", counts.bytes);
     /* at 1 kB/s the weights take longer than the arithmetic at 1 MFLOP/s */
     CHECK(fabs(counts.bound - (4 * encoder / 1e3 + 32 * 4 * decoder / 1e3)) < 1e-9 * counts.bound, "%g s",
