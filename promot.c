@@ -492,6 +492,12 @@ int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
     return 0;
 }
 
+int weights_offload(Device *dev, weight_t *weights, size_t n, Error *error)
+{
+    (void)dev, (void)weights, (void)n, (void)error;
+    return 0;
+}
+
 /* The host is the device: whatever lies on the one is on the other. */
 void device_stream_weights(Device *dev)
 {
@@ -6082,6 +6088,11 @@ static int source_get(Source *source, size_t position, TokenExample *out, Error 
 
 /* --- a stage */
 
+/* What a stage that trains the model offloads (see weights_offload), most willingly first. An encoder layer's lower
+ * halves come and go while its backward pass is at work on many rows; one of the decoder has few rows and as many
+ * weights, and would wait for them. The embedding and the head, the last tensors, are too large to come and go. */
+typedef enum { OFFLOAD_NOTHING, OFFLOAD_ENCODER, OFFLOAD_LAYERS } Offload;
+
 typedef struct {
     const char *name; /* "prompt", "lora", "model", "joint", "pretrain" */
     bool trains_model, trains_prompts, uses_prompts;
@@ -6090,6 +6101,7 @@ typedef struct {
     AdafactorSettings model, prompt, lora;
     float dropout;
     size_t recomputed; /* encoder layers, see Pass */
+    Offload offload;
     LossSettings loss;
 } Stage;
 
@@ -6343,6 +6355,28 @@ static Streaming streaming_of(const T5Config *c)
     return streaming;
 }
 
+typedef struct {
+    size_t weights; /* the first so many of the model's */
+    size_t saved;   /* bytes of device memory: their lower halves, less the slots for tensors on their way */
+} Offloading;
+
+static Offloading offloading_of(const T5Config *c, Offload offload)
+{
+    Model model = {.config = *c};
+    const Tensor *end;
+    Offloading offloading = {0};
+    size_t largest = 0, slots;
+    if (offload == OFFLOAD_NOTHING) return offloading;
+    table_build(&model);
+    end = offload == OFFLOAD_ENCODER ? model.decoder.relative_bias : c->tied_head ? model.shared : model.head;
+    offloading.weights = end->offset;
+    for (const Tensor *t = model.tensors; t < end; t++) largest = max_size(largest, t->rows * t->columns);
+    slots = LOWER_SLOTS * largest;
+    if (offloading.weights > slots) offloading.saved = (offloading.weights - slots) * sizeof(int16_t);
+    table_free(&model);
+    return offloading;
+}
+
 /* Said where streaming is told about: what a PCIe 4 slot of 16 lanes gives, roughly, in bytes a second. */
 static const double PCIE_RATE = 25e9;
 
@@ -6441,6 +6475,7 @@ typedef struct {
     uint64_t seed;
     size_t batch, micro;
     int recompute; /* --recompute: encoder layers, see Pass; -1: as few as fit */
+    bool offload;  /* --offload: what can be offloaded, where there is room too */
     bool dropout_shared, quiet;
     bool keep_checkpoints, writes_npy;
     bool lora_comes_off; /* ProMoT with a LoRA in the prompt's place: general ability is that of the model without it */
@@ -7044,7 +7079,12 @@ static int run_stage(Run *run, bool restore, Error *error)
     char *path;
     int status;
     source_begin(&run->source, stage_key(run, run->stage));
-    if (weights_park(run->model->dev, run->model->weights, !stage->trains_model && !run->model->lora, error)) return -1;
+    if (stage->offload)
+        status = weights_offload(run->model->dev, run->model->weights,
+                                 offloading_of(&run->model->config, stage->offload).weights, error);
+    else
+        status = weights_park(run->model->dev, run->model->weights, !stage->trains_model && !run->model->lora, error);
+    if (status) return -1;
     if (trainer_create(&trainer, run->model, &run->prompts, stage, run->most_rows[run->stage], run->micro < run->batch,
                        error))
         return -1;

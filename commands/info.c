@@ -17,7 +17,8 @@ enum { METHODS_FORETOLD = sizeof methods_foretold / sizeof *methods_foretold };
 
 /* How a method fits into the memory that there is. */
 typedef struct {
-    bool fits, streamed;             /* streamed: the weights have no room, see weights_stream */
+    bool fits, streamed; /* streamed: the weights have no room, see weights_stream */
+    Offload offload;
     size_t bytes, micro, recomputed; /* recomputed: encoder layers, see Pass */
 } MemoryPlan;
 
@@ -43,21 +44,34 @@ static size_t foretell(const Options *o, const T5Config *c, size_t n_weights, co
                                           micro * T, batch * (S + T), micro < batch, 0, recomputed);
 }
 
-/* As it is, if that fits; else with as few layers recomputed as will do; else with half the micro-batch, and so on. */
-static MemoryPlan plan_memory(const Options *o, const T5Config *c, size_t n_weights, const Method *m, size_t available)
+/* The least to offload and the fewest layers to recompute with which a micro-batch fits, if it does: see fit_stage. */
+static void plan_micro_batch(MemoryPlan *plan, const Options *o, const T5Config *c, size_t n_weights, const Method *m,
+                             size_t available)
 {
     const size_t S = option_size(o, OPT_INPUT_LENGTH), T = option_size(o, OPT_TARGET_LENGTH),
                  P = m->uses_prompts ? option_size(o, OPT_PROMPT_LENGTH) : 0;
+    const size_t streamed = plan->streamed ? n_weights * sizeof(weight_t) - streaming_of(c).resident : 0;
+    const bool can_offload = ON_A_CARD && m->trains_model;
+    plan->offload = can_offload && option_true(o, OPT_OFFLOAD) ? OFFLOAD_LAYERS : OFFLOAD_NOTHING;
+    for (;; plan->offload++) {
+        const size_t saved = streamed + offloading_of(c, plan->offload).saved;
+        plan->recomputed = 0;
+        plan->bytes = foretell(o, c, n_weights, m, plan->micro, 0) - saved;
+        if (plan->bytes <= available) return;
+        if (can_offload && plan->offload == OFFLOAD_NOTHING) continue;
+        plan->recomputed = recomputed_to_save(c, plan->micro * (P + S), plan->micro * T, plan->bytes - available);
+        plan->bytes = foretell(o, c, n_weights, m, plan->micro, plan->recomputed) - saved;
+        if (plan->bytes <= available || !can_offload || plan->offload == OFFLOAD_LAYERS) return;
+    }
+}
+
+/* With the whole micro-batch, if that fits; else with half of it, and so on. */
+static MemoryPlan plan_memory(const Options *o, const T5Config *c, size_t n_weights, const Method *m, size_t available)
+{
     MemoryPlan plan = {.micro = micro_batch(o),
                        .streamed = !m->trains_model && would_be_streamed(o, n_weights, available)};
-    const size_t saved = plan.streamed ? n_weights * sizeof(weight_t) - streaming_of(c).resident : 0;
     for (;; plan.micro = (plan.micro + 1) / 2) {
-        plan.recomputed = 0;
-        plan.bytes = foretell(o, c, n_weights, m, plan.micro, 0) - saved;
-        if (plan.bytes > available) {
-            plan.recomputed = recomputed_to_save(c, plan.micro * (P + S), plan.micro * T, plan.bytes - available);
-            plan.bytes = foretell(o, c, n_weights, m, plan.micro, plan.recomputed) - saved;
-        }
+        plan_micro_batch(&plan, o, c, n_weights, m, available);
         plan.fits = plan.bytes <= available;
         if (plan.fits || plan.micro == 1) return plan;
     }
@@ -94,21 +108,44 @@ static void print_streaming(const Options *o, const T5Config *c, size_t micro)
         (double)streaming_of(c).resident / 1e9, step / 1e9, step / PCIE_RATE, PCIE_RATE / 1e9);
 }
 
+/* The bytes that a step takes to the device and back of offloaded weights: once, for the batch as a whole. */
+static double offloaded_each_step(const T5Config *c, Offload offload)
+{
+    return 2.0 * sizeof(int16_t) * (double)offloading_of(c, offload).weights;
+}
+
+/* Would a method be run in another way than with all its weights and activations on the device? */
+static bool needs_a_plan(const Options *o, const Method *m, size_t n_weights, size_t bytes, size_t available)
+{
+    if (!available) return false;
+    if (m->trains_model) return bytes > available || (ON_A_CARD && option_true(o, OPT_OFFLOAD));
+    return bytes > available || would_be_streamed(o, n_weights, available);
+}
+
 /* "  train --method M   N GB", and how it fits where it does not at once. */
 static void print_method(const Options *o, const T5Config *c, size_t n_weights, const Method *m, size_t available)
 {
     const size_t bytes = foretell(o, c, n_weights, m, micro_batch(o), 0);
     printf("  train --method %-8s  %6.2f GB", m->name, (double)bytes / 1e9);
-    if (available && (bytes > available || (!m->trains_model && would_be_streamed(o, n_weights, available)))) {
+    if (needs_a_plan(o, m, n_weights, bytes, available)) {
         const MemoryPlan plan = plan_memory(o, c, n_weights, m, available);
+        const char *joint = " ";
         printf(", of %.2f GB that there are", (double)available / 1e9);
         fputs(plan.fits ? ": fits with" : ": does not fit", stdout);
-        if (plan.fits && plan.micro < micro_batch(o)) printf(" --micro-batch %zu", plan.micro);
-        if (plan.fits && plan.recomputed)
-            printf("%s %zu layers recomputed", plan.micro < micro_batch(o) ? " and" : "", plan.recomputed);
-        if (plan.fits && plan.streamed)
-            printf("%s layers streamed", plan.micro < micro_batch(o) || plan.recomputed ? " and" : "");
+        if (plan.fits && plan.micro < micro_batch(o)) printf(" --micro-batch %zu", plan.micro), joint = " and ";
+        if (plan.fits && plan.offload)
+            printf("%slower halves of %s weights offloaded", joint,
+                   plan.offload == OFFLOAD_ENCODER ? "the encoder's" : "the layers'"),
+                joint = " and ";
+        if (plan.fits && plan.recomputed) printf("%s%zu layers recomputed", joint, plan.recomputed), joint = " and ";
+        if (plan.fits && plan.streamed) printf("%slayers streamed", joint);
         if (plan.fits) printf(" (%.2f GB)", (double)plan.bytes / 1e9);
+        if (plan.fits && plan.offload) {
+            const double step = offloaded_each_step(c, plan.offload);
+            printf("\n                           weights: %.0f GB a step to the host and back, at least %.2f s at %.0f "
+                   "GB/s",
+                   step / 1e9, step / PCIE_RATE, PCIE_RATE / 1e9);
+        }
         if (plan.fits && plan.streamed) print_streaming(o, c, plan.micro);
     }
     putchar('\n');
@@ -163,6 +200,7 @@ static void add_plans(cJSON *json, const Options *o, const T5Config *c, size_t n
         cJSON_AddNumberToObject(one, "micro_batch", (double)plan.micro);
         cJSON_AddNumberToObject(one, "recomputed", (double)plan.recomputed);
         cJSON_AddNumberToObject(one, "bytes", (double)plan.bytes);
+        if (plan.offload) cJSON_AddNumberToObject(one, "offloaded_each_step", offloaded_each_step(c, plan.offload));
         if (!plan.streamed) continue;
         cJSON_AddNumberToObject(one, "resident_weights", (double)streaming_of(c).resident);
         cJSON_AddNumberToObject(one, "streamed_each_step", streamed_each_step(o, c, plan.micro));

@@ -68,6 +68,7 @@ enum {
     X(BATCH_FILE, "batch", TEXT, NULL, 0, 0, FOR_DUMP, "FILE", "safetensors with input_ids, labels and, if wanted, prompt") \
     X(MICRO_BATCH, "micro-batch", WHOLE, "0", 0, 1e6, FOR_TRAINING | FOR_INFO, "N", "examples at a time (0: the whole batch)") \
     X(RECOMPUTE, "recompute", WHOLE, "-1", -1, 512, FOR_TRAINING, "N", "encoder layers that make their MLP's first product again in the backward pass instead of keeping it (-1: as few as fit in memory)") \
+    X(OFFLOAD, "offload", FLAG, NULL, 0, 0, FOR_TRAINING | FOR_INFO, NULL, "on a card, keep the lower halves of the layers' weights in the host's memory while they are trained, and bring each to the card for its update; done anyway where they have no room, first for the encoder's") \
     X(STREAM, "stream", FLAG, NULL, 0, 0, FOR_DECODING | FOR_INFO, NULL, "on a card, keep the layers of a frozen model in the host's memory and bring them one at a time; a model that has no room there is streamed anyway") \
     X(DROPOUT, "dropout", REAL, "0.1", 0, 0.999, FOR_TRAIN, "R", "dropout")                                                \
     X(PRETRAIN_DROPOUT, "dropout", REAL, "0", 0, 0.999, FOR_PRETRAIN, "R", "dropout")                                      \

@@ -297,7 +297,8 @@ static size_t stage_bytes(const Run *run, const Stage *stage, const StagePlan *p
     const size_t activations = pass_bytes(c, plan->source_rows, plan->target_rows, PASS_TRAIN, stage->recomputed);
     const size_t decoding = dev_decoding_bytes(run, stage->uses_prompts ? run->prompts.length : 0);
     const bool streamed = weights_are_streamed(run->model->weights) && !stage->trains_model && !run->model->lora;
-    return PROCESS_BYTES - (streamed ? run->model->n_weights * sizeof(weight_t) - streaming_of(c).resident : 0) +
+    return PROCESS_BYTES - (streamed ? run->model->n_weights * sizeof(weight_t) - streaming_of(c).resident : 0) -
+           offloading_of(c, stage->offload).saved +
            training_bytes(c, run->model->n_weights, run->prompts.count * run->prompts.length, stage->trains_model,
                           stage->trains_prompts, plan->source_rows, plan->target_rows, plan->all_rows,
                           run->micro < run->batch, stage->model.weight_decay, stage->recomputed) +
@@ -305,7 +306,29 @@ static size_t stage_bytes(const Run *run, const Stage *stage, const StagePlan *p
            (decoding > activations ? decoding - activations : 0);
 }
 
-/* Chooses how many layers are recomputed, says what a stage will take, and refuses what cannot fit. */
+/* Chooses what is offloaded and how many layers are recomputed: no more than asked for, where that fits. A LoRA's
+ * updates are of its own weights, and it is merged on the device. */
+static void fit_stage(const Run *run, Stage *stage, const StagePlan *plan, size_t available)
+{
+    const T5Config *c = &run->model->config;
+    const bool can_offload =
+        ON_A_CARD && stage->trains_model && !run->model->lora && !weights_are_streamed(run->model->weights);
+    size_t bytes;
+    stage->offload = can_offload && run->offload ? OFFLOAD_LAYERS : OFFLOAD_NOTHING;
+    for (;; stage->offload++) {
+        stage->recomputed = run->recompute < 0 ? 0 : min_size((size_t)run->recompute, c->num_layers);
+        bytes = stage_bytes(run, stage, plan);
+        if (bytes <= available) return;
+        if (can_offload && stage->offload == OFFLOAD_NOTHING) continue; /* before anything is computed again */
+        if (run->recompute < 0) {
+            stage->recomputed = recomputed_to_save(c, plan->source_rows, plan->target_rows, bytes - available);
+            bytes = stage_bytes(run, stage, plan);
+        }
+        if (bytes <= available || !can_offload || stage->offload == OFFLOAD_LAYERS) return;
+    }
+}
+
+/* Says what a stage will take, and refuses what cannot fit. */
 static int announce_stage(Run *run, size_t s, double speed, Error *error)
 {
     Stage *stage = &run->stages[s];
@@ -319,13 +342,8 @@ static int announce_stage(Run *run, size_t s, double speed, Error *error)
     if (steps == 0) return 0;
     seconds = plan.forward_flops * (stage->trains_model ? 3 : 2) / speed;
     all = seconds * (double)steps;
-    stage->recomputed = run->recompute < 0 ? 0 : min_size((size_t)run->recompute, run->model->config.num_layers);
+    fit_stage(run, stage, &plan, available > weights ? available : SIZE_MAX);
     bytes = stage_bytes(run, stage, &plan);
-    if (run->recompute < 0 && available > weights && bytes > available) {
-        stage->recomputed =
-            recomputed_to_save(&run->model->config, plan.source_rows, plan.target_rows, bytes - available);
-        bytes = stage_bytes(run, stage, &plan);
-    }
     if (!run->quiet)
         fprintf(stderr,
                 "stage %s: %lld steps of %zu examples, %.2f GB of memory, about %.2f s a step, %.0f min %02.0f s\n",
@@ -334,6 +352,14 @@ static int announce_stage(Run *run, size_t s, double speed, Error *error)
     if (!run->quiet && stage->recomputed)
         fprintf(stderr, "stage %s: %zu layers of the encoder make their MLP's first product again, to save memory\n",
                 stage->name, stage->recomputed);
+    if (!run->quiet && stage->offload) {
+        const double step = offloaded_each_step(&run->model->config, stage->offload);
+        fprintf(stderr,
+                "stage %s: the lower halves of the %s weights are on the host, %.0f GB a step there and back: at least "
+                "%.2f s at %.0f GB/s\n",
+                stage->name, stage->offload == OFFLOAD_ENCODER ? "encoder's" : "layers'", step / 1e9, step / PCIE_RATE,
+                PCIE_RATE / 1e9);
+    }
     if (!run->quiet && weights_are_streamed(run->model->weights) && !stage->trains_model) {
         const double step =
             2.0 * (double)streaming_of(&run->model->config).layers * ceil((double)run->batch / (double)run->micro);

@@ -220,6 +220,7 @@ static void run_settings(const Options *o, Run *run)
     run->batch = option_size(o, OPT_BATCH);
     run->micro = micro && micro < run->batch ? micro : run->batch;
     run->recompute = (int)option_real(o, OPT_RECOMPUTE);
+    run->offload = option_true(o, OPT_OFFLOAD);
     run->dropout_shared = strcmp(o->text[OPT_DROPOUT_SHARING], "t5x") == 0;
     run->quiet = option_true(o, OPT_QUIET);
     run->save_every = (int64_t)option_real(o, OPT_SAVE_EVERY);

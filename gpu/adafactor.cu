@@ -347,12 +347,17 @@ static __global__ void __launch_bounds__(APPLY_THREADS)
     if (lane == 0) out[row] = squares;
 }
 
-extern "C" void rows_sum_of_squares(Device *dev, stat_t *out, const weight_t *x, size_t rows, size_t columns)
+static void rows_squares(Device *dev, float *out, ConstSplitWeights planes, size_t rows, size_t columns)
 {
-    const ConstSplitWeights planes = split_weights(x);
     const bool whole = whole_vectors(8, columns, planes.high, planes.low);
     launch(dev, whole ? rows_squares_kernel<true> : rows_squares_kernel<false>,
            dim3(blocks_for(rows, APPLY_THREADS / WARP)), dim3(APPLY_THREADS), 0, out, planes, rows, columns);
+}
+
+extern "C" void rows_sum_of_squares(Device *dev, stat_t *out, const weight_t *x, size_t rows, size_t columns)
+{
+    rows_squares(dev, out, ConstSplitWeights{x, lower_take(dev, x, rows * columns)}, rows, columns);
+    lower_return(dev, x);
 }
 
 /* ----------------------------------------------------------------------------------------------------------------
@@ -389,7 +394,7 @@ static void factored_update(Device *dev, const FactoredUpdate &u)
 {
     const FactoredScratch s = factored_scratch(dev, u);
     const bool whole = whole_vectors(8, u.columns, u.p.high, u.p.low, u.g);
-    if (s.squares) rows_sum_of_squares(dev, s.squares, u.p.high, u.rows, u.columns);
+    if (s.squares) rows_squares(dev, s.squares, ConstSplitWeights{u.p.high, u.p.low}, u.rows, u.columns);
     if (u.index) launch(dev, decay_rows_kernel, dim3(blocks_for(u.rows, 256)), dim3(256), 0, u);
     if (whole)
         launch_statistics<true>(dev, u, s);
@@ -447,10 +452,10 @@ static void whole_update(Device *dev, SplitWeights p, const stat_t *g, stat_t *v
     launch(dev, whole_apply_kernel, dim3(blocks), dim3(WHOLE_THREADS), 0, p, g, v, totals, n, step);
 }
 
-static FactoredUpdate factored(weight_t *p, const stat_t *g, const int32_t *index, size_t n, const SecondMoment *moment,
-                               size_t rows, size_t columns, const AdafactorStep *step)
+static FactoredUpdate factored(SplitWeights p, const stat_t *g, const int32_t *index, size_t n,
+                               const SecondMoment *moment, size_t rows, size_t columns, const AdafactorStep *step)
 {
-    return FactoredUpdate{split_weights(p),
+    return FactoredUpdate{p,
                           g,
                           index,
                           n,
@@ -468,15 +473,19 @@ static FactoredUpdate factored(weight_t *p, const stat_t *g, const int32_t *inde
 extern "C" void adafactor_update(Device *dev, weight_t *p, const stat_t *g, const SecondMoment *moment, size_t rows,
                                  size_t columns, const AdafactorStep *step)
 {
+    const SplitWeights planes = {p, lower_take(dev, p, rows * columns)};
     if (moment->whole)
-        whole_update(dev, split_weights(p), g, moment->whole, rows * columns, *step);
+        whole_update(dev, planes, g, moment->whole, rows * columns, *step);
     else
-        factored_update(dev, factored(p, g, nullptr, rows, moment, rows, columns, step));
+        factored_update(dev, factored(planes, g, nullptr, rows, moment, rows, columns, step));
+    lower_return(dev, p);
 }
 
 extern "C" void adafactor_update_rows(Device *dev, weight_t *p, const stat_t *g, const int32_t *index, size_t n,
                                       const SecondMoment *moment, size_t rows, size_t columns,
                                       const AdafactorStep *step)
 {
-    factored_update(dev, factored(p, g, index, n, moment, rows, columns, step));
+    const SplitWeights planes = {p, lower_take(dev, p, rows * columns)};
+    factored_update(dev, factored(planes, g, index, n, moment, rows, columns, step));
+    lower_return(dev, p);
 }

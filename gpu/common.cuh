@@ -45,16 +45,17 @@ enum { WARP = 32 };
  * The device, and launching (host)
  *
  * One stream carries everything, so kernels, copies and clears happen in the order in which they were asked for, and
- * the host waits only where it takes numbers out. A second one brings weights that are streamed. */
+ * the host waits only where it takes numbers out. A second one brings weights that are streamed, and brings and
+ * fetches the lower halves of those that are offloaded. */
 enum { STAGING_SLOTS = 4, WEIGHT_SLOTS = 2 };
 
-/* A piece of streamed weights on the card. */
+/* A piece of streamed weights on the card; or the lower half of an offloaded tensor. */
 struct WeightSlot {
     WeightPiece piece; /* as the engine names it: by its address on the host */
     weight_t *memory;
     size_t capacity;      /* elements */
     cudaEvent_t filled;   /* its copy is done */
-    cudaEvent_t released; /* the kernels that read the piece are */
+    cudaEvent_t released; /* the kernels that read (or change) the piece are */
 };
 
 struct Device {
@@ -72,6 +73,8 @@ struct Device {
     cudaStream_t fetching;           /* copies streamed weights */
     WeightSlot weight_slots[WEIGHT_SLOTS];
     size_t weight_slot; /* the one that is in turn */
+    WeightSlot lower_slots[LOWER_SLOTS];
+    size_t lower_turn; /* the one that is filled next */
 };
 
 /* Where on the card a kernel finds these weights, which the engine names by an address of weights_alloc; and how far
@@ -81,6 +84,11 @@ size_t weights_stride_here(const weight_t *w, size_t w_stride);
 
 /* The lower plane that belongs to an address in an upper plane, in its middle too (see weights_alloc). */
 int16_t *weights_remainder(const weight_t *weights);
+
+/* The same for an update of the n elements from `first` on, a whole tensor, wherever it is (see weights_offload): it
+ * can be read and changed until it is returned. */
+int16_t *lower_take(Device *dev, const weight_t *first, size_t n);
+void lower_return(Device *dev, const weight_t *first);
 
 /* At least so many bytes, 256-byte aligned, until the next call. Kernels return nothing, so when there is no memory
  * this ends the program. */

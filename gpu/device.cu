@@ -12,7 +12,8 @@
  * lower is negative by just that. (Ties cannot go to even: an even upper half would then have 65,537 weights, one more
  * than 16 bits can tell apart.) A weight_t * points into the upper plane; where the lower one is, weights_remainder
  * finds by address. While a model is frozen, its lower plane may be parked on the host, and where the upper one has no
- * room on the card either, both are there (Streaming, below).
+ * room on the card either, both are there (Streaming, below). A lower plane that is trained may be there too, and come
+ * to the card a tensor at a time (Lower halves on the host).
  *
  * Copies. Everything is done in the order of one stream. An upload is first copied to pinned memory, a ring of slots,
  * from which the card fetches it by itself: the caller's memory is free at once and the host waits only when the whole
@@ -53,16 +54,29 @@ static int card_find(Device *dev, Error *error)
     return 0;
 }
 
+static cudaError_t slot_open(WeightSlot *slot)
+{
+    const cudaError_t status = cudaEventCreateWithFlags(&slot->filled, cudaEventDisableTiming);
+    return status == cudaSuccess ? cudaEventCreateWithFlags(&slot->released, cudaEventDisableTiming) : status;
+}
+
+static void slot_close(WeightSlot *slot)
+{
+    if (slot->filled) cudaEventDestroy(slot->filled);
+    if (slot->released) cudaEventDestroy(slot->released);
+    cudaFree(slot->memory);
+}
+
 static int stream_open(Device *dev, Error *error)
 {
     cudaError_t status = cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking);
     if (status == cudaSuccess) status = cudaStreamCreateWithFlags(&dev->fetching, cudaStreamNonBlocking);
     for (int i = 0; i < STAGING_SLOTS && status == cudaSuccess; i++)
         status = cudaEventCreateWithFlags(&dev->sent[i], cudaEventDisableTiming);
-    for (WeightSlot &slot : dev->weight_slots) {
-        if (status == cudaSuccess) status = cudaEventCreateWithFlags(&slot.filled, cudaEventDisableTiming);
-        if (status == cudaSuccess) status = cudaEventCreateWithFlags(&slot.released, cudaEventDisableTiming);
-    }
+    for (WeightSlot &slot : dev->weight_slots)
+        if (status == cudaSuccess) status = slot_open(&slot);
+    for (WeightSlot &slot : dev->lower_slots)
+        if (status == cudaSuccess) status = slot_open(&slot);
     if (status == cudaSuccess) status = cudaMallocHost((void **)&dev->staging, (size_t)STAGING_SLOTS * SLOT_BYTES);
     if (status == cudaSuccess) return 0;
     return error_set(error, EXIT_FAILED, "device: no stream or no pinned memory (%s)", cudaGetErrorString(status));
@@ -94,11 +108,8 @@ extern "C" void device_close(Device *dev)
     if (!dev) return;
     if (dev->stream) cudaStreamSynchronize(dev->stream);
     if (dev->fetching) cudaStreamSynchronize(dev->fetching);
-    for (WeightSlot &slot : dev->weight_slots) {
-        if (slot.filled) cudaEventDestroy(slot.filled);
-        if (slot.released) cudaEventDestroy(slot.released);
-        cudaFree(slot.memory);
-    }
+    for (WeightSlot &slot : dev->weight_slots) slot_close(&slot);
+    for (WeightSlot &slot : dev->lower_slots) slot_close(&slot);
     for (int i = 0; i < STAGING_SLOTS; i++)
         if (dev->sent[i]) cudaEventDestroy(dev->sent[i]);
     cudaFree(dev->scratch);
@@ -169,26 +180,65 @@ typedef struct KeptWeights {
     bool filled;
 } KeptWeights;
 
+/* A tensor whose lower half is offloaded, and the one that was updated after it the last time (NULL: not known). */
+typedef struct OffloadedTensor {
+    struct OffloadedTensor *next, *after;
+    WeightPiece piece;
+} OffloadedTensor;
+
 /* Every allocation of weights, in a list: there are a handful (the model, prompts, an adapter and its bases). The lower
- * plane is on the card, or parked on the host. Streamed: the upper one is on the host too, in pinned memory. */
+ * plane is on the card, or parked on the host in pinned memory, or its first `offloaded` elements are there and the
+ * others on the card. Streamed: the upper one is on the host too. */
 typedef struct WeightPlanes {
     struct WeightPlanes *next;
     weight_t *upper;
-    int16_t *lower, *parked;
-    size_t n;
+    int16_t *lower;  /* [n - first_on_card], or NULL */
+    int16_t *parked; /* [n], or NULL; of offloaded ones the first are up to date */
+    size_t n, offloaded;
     bool streamed;
     KeptWeights *kept;
+    OffloadedTensor *tensors, *latest; /* those that were updated, and the last of them */
 } WeightPlanes;
 
 static WeightPlanes *weight_planes;
+
+/* Which kernel serves an update or a product may depend on whether addresses are multiples of 16 bytes. So whatever is
+ * not at its own place begins at the same one within 256 bytes, and no bit depends on where it is. */
+enum { PLACE = 256 / sizeof(weight_t) };
+
+static weight_t *same_place(weight_t *memory, const weight_t *there)
+{
+    return memory + (uintptr_t)there % 256 / sizeof *there;
+}
+
+/* Where the lower plane that is on the card begins. */
+static size_t first_on_card(const WeightPlanes *planes)
+{
+    return planes->offloaded / PLACE * PLACE;
+}
 
 static weight_t *planes_add(weight_t *upper, int16_t *lower, int16_t *parked, size_t n, bool streamed)
 {
     WeightPlanes *planes = (WeightPlanes *)calloc(1, sizeof *planes);
     if (!planes) return NULL;
-    *planes = WeightPlanes{weight_planes, upper, lower, parked, n, streamed, NULL};
+    planes->next = weight_planes;
+    planes->upper = upper, planes->lower = lower, planes->parked = parked;
+    planes->n = n, planes->streamed = streamed;
     weight_planes = planes;
     return upper;
+}
+
+static void *pinned_alloc(size_t bytes)
+{
+    void *memory = NULL;
+    if (cudaMallocHost(&memory, bytes ? bytes : 1) == cudaSuccess) return memory;
+    (void)cudaGetLastError(); /* as in device_alloc */
+    return NULL;
+}
+
+static void pinned_free(void *memory)
+{
+    cuda_check(cudaFreeHost(memory), "host memory");
 }
 
 extern "C" weight_t *weights_alloc(size_t n)
@@ -212,20 +262,27 @@ extern "C" weight_t *weights_alloc_model(const Device *dev, size_t n)
     if (n > SIZE_MAX / 8) return NULL;
     weight_t *upper = dev->streams_weights ? NULL : weights_alloc(n);
     if (upper) return upper;
-    int16_t *parked = (int16_t *)malloc(n * sizeof *parked);
+    int16_t *parked = (int16_t *)pinned_alloc(n * sizeof *parked);
     if (parked && !dev->streams_weights) upper = (weight_t *)device_alloc(n * sizeof *upper);
     const bool streamed = parked && !upper;
-    if (streamed && cudaMallocHost((void **)&upper, n * sizeof *upper) != cudaSuccess) {
-        (void)cudaGetLastError(); /* as in device_alloc */
-        upper = NULL;
-    }
+    if (streamed) upper = (weight_t *)pinned_alloc(n * sizeof *upper);
     if (upper && planes_add(upper, NULL, parked, n, streamed)) return upper;
     if (streamed)
-        cudaFreeHost(upper);
+        pinned_free(upper);
     else
         device_free(upper);
-    free(parked);
+    pinned_free(parked);
     return NULL;
+}
+
+static void tensors_forget(WeightPlanes *planes)
+{
+    while (planes->tensors) {
+        OffloadedTensor *tensor = planes->tensors;
+        planes->tensors = tensor->next;
+        free(tensor);
+    }
+    planes->latest = NULL;
 }
 
 extern "C" void weights_free(weight_t *weights)
@@ -240,12 +297,13 @@ extern "C" void weights_free(weight_t *weights)
             device_free(kept->memory);
             free(kept);
         }
+        tensors_forget(planes);
         if (planes->streamed)
-            cuda_check(cudaFreeHost(planes->upper), "host memory");
+            pinned_free(planes->upper);
         else
             device_free(planes->upper);
         device_free(planes->lower);
-        free(planes->parked);
+        pinned_free(planes->parked);
         free(planes);
         return;
     }
@@ -271,34 +329,10 @@ static WeightPlanes *planes_of(const weight_t *weights)
 int16_t *weights_remainder(const weight_t *weights)
 {
     const WeightPlanes *planes = planes_of(weights);
-    if (planes->lower) return planes->lower + (weights - planes->upper);
-    fprintf(stderr, "promot: weights: their lower halves are parked on the host and cannot change on the card\n");
+    const size_t at = (size_t)(weights - planes->upper);
+    if (planes->lower && at >= planes->offloaded) return planes->lower + (at - first_on_card(planes));
+    fprintf(stderr, "promot: weights: their lower halves are on the host and cannot change on the card\n");
     exit(EXIT_FAILED);
-}
-
-extern "C" int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
-{
-    WeightPlanes *planes = planes_of(weights);
-    const size_t bytes = planes->n * sizeof(int16_t);
-    if (parked == (planes->parked != NULL)) return 0;
-    if (planes->streamed)
-        return error_set(error, EXIT_FAILED, "memory: %zu weights are streamed from the host and cannot be trained",
-                         planes->n);
-    if (parked) {
-        planes->parked = (int16_t *)malloc(bytes ? bytes : 1);
-        if (!planes->parked) return error_set(error, EXIT_FAILED, "memory: no room for %zu parked weights", planes->n);
-        device_download(dev, planes->parked, planes->lower, bytes);
-        device_free(planes->lower);
-        planes->lower = NULL;
-        return 0;
-    }
-    planes->lower = (int16_t *)device_alloc(bytes);
-    if (!planes->lower)
-        return error_set(error, EXIT_FAILED, "memory: no room on the card for %zu weights to be trained", planes->n);
-    device_upload(dev, planes->lower, planes->parked, bytes);
-    free(planes->parked);
-    planes->parked = NULL;
-    return 0;
 }
 
 extern "C" void device_clear(Device *dev, void *memory, size_t bytes)
@@ -337,7 +371,7 @@ extern "C" void weights_copy(Device *dev, weight_t *to, const weight_t *from, si
 {
     const WeightPlanes *source = planes_of(from), *target = planes_of(to);
     const size_t bytes = n * sizeof(int16_t);
-    if (source->streamed || target->streamed) {
+    if (source->streamed || target->streamed || source->offloaded || target->offloaded) {
         weights_copy_through_host(dev, to, from, n);
         return;
     }
@@ -359,16 +393,7 @@ extern "C" void weights_copy(Device *dev, weight_t *to, const weight_t *from, si
  * are addresses there. A kernel finds them on the card (weights_here): either they are kept, or they belong to the piece
  * in turn, a layer. There are two slots for pieces. A stream of its own copies into the one while kernels read the
  * other, and two events keep them apart: kernels wait for `filled`, and the copy of the piece after next for `released`.
- * The host waits for neither.
- *
- * Which kernel serves a product may depend on whether addresses are multiples of 16 bytes, so a piece begins at the
- * same place within 256 bytes as on the host. Then streaming changes no bit. */
-enum { PLACE = 256 / sizeof(weight_t) };
-
-static weight_t *same_place(weight_t *memory, const weight_t *host)
-{
-    return memory + (uintptr_t)host % 256 / sizeof *host;
-}
+ * The host waits for neither. */
 
 extern "C" bool weights_are_streamed(const weight_t *weights)
 {
@@ -380,7 +405,7 @@ extern "C" size_t weights_device_bytes(const weight_t *weights, size_t n)
     const WeightPlanes *planes = planes_of(weights);
     size_t elements = planes->streamed ? 0 : n;
     for (const KeptWeights *kept = planes->kept; kept; kept = kept->next) elements += kept->count * kept->here;
-    return elements * sizeof *planes->upper + (planes->lower ? n * sizeof *planes->lower : 0);
+    return elements * sizeof *planes->upper + (planes->lower ? (n - first_on_card(planes)) * sizeof *planes->lower : 0);
 }
 
 extern "C" int weights_keep(const weight_t *first, size_t n, size_t count, size_t stride, Error *error)
@@ -516,6 +541,167 @@ static void streamed_forget(Device *dev, WeightPlanes *planes)
 }
 
 /* ================================================================================================================
+ * Lower halves on the host
+ *
+ * *Parked* ones are those of a frozen model: nobody asks for them. *Offloaded* ones are trained. The optimizer takes a
+ * tensor's lower half to the card for its update and gives it back changed (lower_take, lower_return). Both are copies
+ * in the order of the stream that brings streamed weights: a slot is filled again behind the copy that empties it, and
+ * a tensor is fetched behind the copy that brought it back. What comes next is what came next the last time, so from the
+ * second step on a lower half is on its way while the backward pass is still at work on the gradient, and has a slot
+ * beside those before it. Kernels wait for `filled`, the copy back for `released`, the host for neither. */
+static bool is_offloaded(const WeightPlanes *planes, const weight_t *w)
+{
+    return (size_t)(w - planes->upper) < planes->offloaded;
+}
+
+static int16_t *lower_on_host(const WeightPlanes *planes, const weight_t *w)
+{
+    return planes->parked + (w - planes->upper);
+}
+
+static int16_t *lower_in_slot(const WeightSlot *slot, const weight_t *first)
+{
+    return (int16_t *)same_place(slot->memory, first);
+}
+
+static WeightSlot *lower_slot(Device *dev, const weight_t *first)
+{
+    for (WeightSlot &slot : dev->lower_slots)
+        if (slot.piece.first == first) return &slot;
+    return NULL;
+}
+
+/* The slots take turns, so the one that is filled is that of the tensor that was fetched the longest ago. */
+static WeightSlot *lower_fetch(Device *dev, const WeightPlanes *planes, WeightPiece piece)
+{
+    WeightSlot *slot = &dev->lower_slots[dev->lower_turn];
+    dev->lower_turn = (dev->lower_turn + 1) % LOWER_SLOTS;
+    slot_make_room(dev, slot, piece.n + PLACE);
+    cuda_check(cudaMemcpyAsync(lower_in_slot(slot, piece.first), lower_on_host(planes, piece.first),
+                               piece.n * sizeof(int16_t), cudaMemcpyHostToDevice, dev->fetching),
+               "offloaded weights");
+    cuda_check(cudaEventRecord(slot->filled, dev->fetching), "offloaded weights");
+    slot->piece = piece;
+    return slot;
+}
+
+/* This tensor is updated now, after the one before. */
+static void tensor_is_next(WeightPlanes *planes, WeightPiece piece)
+{
+    OffloadedTensor *tensor = planes->tensors;
+    while (tensor && tensor->piece.first != piece.first) tensor = tensor->next;
+    if (!tensor) {
+        tensor = (OffloadedTensor *)calloc(1, sizeof *tensor);
+        if (!tensor) {
+            fprintf(stderr, "promot: memory: none left (asked for %zu bytes)\n", sizeof *tensor);
+            exit(EXIT_FAILED);
+        }
+        tensor->piece = piece;
+        tensor->next = planes->tensors;
+        planes->tensors = tensor;
+    }
+    if (planes->latest) planes->latest->after = tensor;
+    planes->latest = tensor;
+}
+
+int16_t *lower_take(Device *dev, const weight_t *first, size_t n)
+{
+    WeightPlanes *planes = planes_of(first);
+    if (!is_offloaded(planes, first)) return weights_remainder(first);
+    WeightSlot *slot = lower_slot(dev, first);
+    tensor_is_next(planes, WeightPiece{first, n});
+    if (!slot) slot = lower_fetch(dev, planes, WeightPiece{first, n});
+    cuda_check(cudaStreamWaitEvent(dev->stream, slot->filled, 0), "offloaded weights");
+    return lower_in_slot(slot, first);
+}
+
+void lower_return(Device *dev, const weight_t *first)
+{
+    const WeightPlanes *planes = planes_of(first);
+    if (!is_offloaded(planes, first)) return;
+    WeightSlot *slot = lower_slot(dev, first);
+    cuda_check(cudaEventRecord(slot->released, dev->stream), "offloaded weights");
+    cuda_check(cudaStreamWaitEvent(dev->fetching, slot->released, 0), "offloaded weights");
+    cuda_check(cudaMemcpyAsync(lower_on_host(planes, first), lower_in_slot(slot, first),
+                               slot->piece.n * sizeof(int16_t), cudaMemcpyDeviceToHost, dev->fetching),
+               "offloaded weights");
+    slot->piece = WeightPiece{};
+    const OffloadedTensor *next = planes->latest->after;
+    for (int ahead = 0; ahead < LOWER_SLOTS && next; ahead++, next = next->after)
+        if (!lower_slot(dev, next->piece.first)) lower_fetch(dev, planes, next->piece);
+}
+
+/* The host's copy is up to date, and what the slots have of it forgotten: it is about to change. */
+static void offloaded_come_home(Device *dev)
+{
+    cuda_check(cudaStreamSynchronize(dev->fetching), "offloaded weights");
+    for (WeightSlot &slot : dev->lower_slots) slot.piece = WeightPiece{};
+}
+
+/* From offloaded to parked. */
+static void offloading_end(Device *dev, WeightPlanes *planes)
+{
+    offloaded_come_home(dev);
+    for (WeightSlot &slot : dev->lower_slots) {
+        device_free(slot.memory);
+        slot.memory = NULL, slot.capacity = 0;
+    }
+    const size_t stays = planes->n - planes->offloaded;
+    device_download(dev, planes->parked + planes->offloaded, weights_remainder(planes->upper + planes->offloaded),
+                    stays * sizeof *planes->lower);
+    device_free(planes->lower);
+    tensors_forget(planes);
+    planes->lower = NULL, planes->offloaded = 0;
+}
+
+extern "C" int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
+{
+    WeightPlanes *planes = planes_of(weights);
+    const size_t bytes = planes->n * sizeof(int16_t);
+    if (planes->offloaded) offloading_end(dev, planes);
+    if (parked == (planes->parked != NULL)) return 0;
+    if (planes->streamed)
+        return error_set(error, EXIT_FAILED, "memory: %zu weights are streamed from the host and cannot be trained",
+                         planes->n);
+    if (parked) {
+        planes->parked = (int16_t *)pinned_alloc(bytes);
+        if (!planes->parked) return error_set(error, EXIT_FAILED, "memory: no room for %zu parked weights", planes->n);
+        device_download(dev, planes->parked, planes->lower, bytes);
+        device_free(planes->lower);
+        planes->lower = NULL;
+        return 0;
+    }
+    planes->lower = (int16_t *)device_alloc(bytes);
+    if (!planes->lower)
+        return error_set(error, EXIT_FAILED, "memory: no room on the card for %zu weights to be trained", planes->n);
+    device_upload(dev, planes->lower, planes->parked, bytes);
+    pinned_free(planes->parked);
+    planes->parked = NULL;
+    return 0;
+}
+
+extern "C" int weights_offload(Device *dev, weight_t *weights, size_t n, Error *error)
+{
+    WeightPlanes *planes = planes_of(weights);
+    if (planes->streamed)
+        return error_set(error, EXIT_FAILED, "memory: %zu weights are streamed from the host and cannot be trained",
+                         planes->n);
+    if (planes->offloaded == n) return 0;
+    if (weights_park(dev, weights, true, error)) return -1;
+    planes->offloaded = n;
+    planes->lower = (int16_t *)device_alloc((planes->n - first_on_card(planes)) * sizeof *planes->lower);
+    if (!planes->lower) {
+        planes->offloaded = 0;
+        return error_set(error, EXIT_FAILED, "memory: no room on the card for %zu weights to be trained",
+                         planes->n - n);
+    }
+    device_upload(dev, weights_remainder(planes->upper + n), planes->parked + n,
+                  (planes->n - n) * sizeof *planes->lower);
+    offloaded_come_home(dev);
+    return 0;
+}
+
+/* ================================================================================================================
  * Uploads
  *
  * A piece of the ring, at most a slot long and a multiple of 16 bytes apart from the next. When a slot is full, an
@@ -571,13 +757,34 @@ static void weights_join(float *to, const weight_t *upper, const int16_t *lower,
     }
 }
 
+/* Is the host's copy of the lower half at w the one that counts? */
+static bool lower_stays_on_host(const WeightPlanes *planes, const weight_t *w)
+{
+    return planes->parked && (!planes->offloaded || is_offloaded(planes, w));
+}
+
+/* How many of the n weights from w on lie before the first one that is not offloaded, if both kinds are among them;
+ * else n. */
+static size_t offloaded_part(const WeightPlanes *planes, const weight_t *w, size_t n)
+{
+    const size_t at = (size_t)(w - planes->upper);
+    return at < planes->offloaded && planes->offloaded < at + n ? planes->offloaded - at : n;
+}
+
 /* Half a slot holds the upper halves of a part, the other half the lower ones. */
 enum { WEIGHTS_PART = SLOT_BYTES / 4 };
 
 extern "C" void weights_upload(Device *dev, weight_t *to, const float *host, size_t n)
 {
     WeightPlanes *planes = planes_of(to);
-    int16_t *const parked = planes->parked ? planes->parked + (to - planes->upper) : NULL;
+    const size_t begin = offloaded_part(planes, to, n);
+    if (begin < n) { /* a part of them is offloaded */
+        weights_upload(dev, to, host, begin);
+        weights_upload(dev, to + begin, host + begin, n - begin);
+        return;
+    }
+    int16_t *const parked = lower_stays_on_host(planes, to) ? lower_on_host(planes, to) : NULL;
+    if (planes->offloaded) offloaded_come_home(dev);
     if (planes->streamed) {
         streamed_forget(dev, planes);
         weights_split(to, parked, host, n);
@@ -627,7 +834,14 @@ static char *staging_borrow(Device *dev)
 extern "C" void weights_download(Device *dev, float *host, const weight_t *from, size_t n)
 {
     const WeightPlanes *planes = planes_of(from);
-    const int16_t *const parked = planes->parked ? planes->parked + (from - planes->upper) : NULL;
+    const size_t begin = offloaded_part(planes, from, n);
+    if (begin < n) {
+        weights_download(dev, host, from, begin);
+        weights_download(dev, host + begin, from + begin, n - begin);
+        return;
+    }
+    const int16_t *const parked = lower_stays_on_host(planes, from) ? lower_on_host(planes, from) : NULL;
+    if (planes->offloaded) offloaded_come_home(dev);
     if (planes->streamed) {
         weights_join(host, from, parked, n);
         return;

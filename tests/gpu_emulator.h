@@ -36,6 +36,7 @@
 #ifndef PROMOT_GPU_EMULATOR_H
 #define PROMOT_GPU_EMULATOR_H
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -1264,6 +1265,21 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, u
     return cudaSuccess;
 }
 
+/* What the card sees of pinned memory: it knows its own copies to there, for which the host would have to wait. */
+inline void read_pinned(void *to, const void *from, size_t bytes)
+{
+    memcpy(to, from, bytes);
+    for (const emulator::Stream *stream : emulator::streams)
+        for (const emulator::Arrival &arrival : stream->arrivals) {
+            const char *const begin = std::max((const char *)arrival.to, (const char *)from);
+            const char *const end =
+                std::min((const char *)arrival.to + arrival.bytes.size(), (const char *)from + bytes);
+            if (begin < end)
+                memcpy((char *)to + (begin - (const char *)from),
+                       arrival.bytes.data() + (begin - (const char *)arrival.to), (size_t)(end - begin));
+        }
+}
+
 /* From or to pinned memory a copy is done late. From or to other host memory it is done at once, as CUDA does. */
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
 {
@@ -1282,6 +1298,8 @@ inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cud
             const char *const bytes_of = (const char *)from;
             stream->arrivals.push_back({number, to, std::vector<char>(bytes_of, bytes_of + bytes)});
             memset(to, emulator::POISON, bytes);
+        } else if (kind == cudaMemcpyHostToDevice) {
+            read_pinned(to, from, bytes);
         } else {
             memcpy(to, from, bytes);
         }

@@ -24,6 +24,7 @@
 #define device_upload cpu_device_upload
 #define device_download cpu_device_download
 #define weights_park cpu_weights_park
+#define weights_offload cpu_weights_offload
 #define device_stream_weights cpu_device_stream_weights
 #define weights_alloc_model cpu_weights_alloc_model
 #define weights_are_streamed cpu_weights_are_streamed
@@ -112,6 +113,7 @@ using cpu::cpu_weights_free;
 #undef device_upload
 #undef device_download
 #undef weights_park
+#undef weights_offload
 #undef device_stream_weights
 #undef weights_alloc_model
 #undef weights_are_streamed

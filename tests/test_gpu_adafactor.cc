@@ -238,7 +238,8 @@ static void check_formula(size_t rows, size_t columns, double weight_decay)
     const Stats device_g(g), device_row(row), device_column(Floats(columns, 1)), squares(rows), again(rows);
     const Stats factors(column_factor);
     const SecondMoment moment = {device_row, device_column, nullptr, squares};
-    const FactoredUpdate u = factored(device_p, device_g, nullptr, rows, &moment, rows, columns, &step);
+    const FactoredUpdate u =
+        factored(split_weights(device_p.data), device_g, nullptr, rows, &moment, rows, columns, &step);
     FactoredScratch s = factored_scratch(dev, u);
     const Total totals[2] = {{(double)columns * 0.25, 0}, {(double)rows * 0.25, 0}}; /* mean 1/4: sqrt(mean) is exact */
     s.column_blocks = s.row_blocks = 1;
@@ -339,16 +340,11 @@ static void test_determinism()
 }
 
 static const Test tests[] = {
-    {"factored", test_factored},
-    {"long rows", test_long_rows},
-    {"many rows", test_many_rows},
-    {"by rows", test_by_rows},
-    {"whole", test_whole},
-    {"every kind of weight", test_every_kind_of_weight},
-    {"formula", test_formula},
-    {"the CPU's bits", test_cpu_bits},
-    {"misaligned", test_misaligned},
-    {"determinism", test_determinism},
+    {"factored", test_factored},     {"long rows", test_long_rows},
+    {"many rows", test_many_rows},   {"by rows", test_by_rows},
+    {"whole", test_whole},           {"every kind of weight", test_every_kind_of_weight},
+    {"formula", test_formula},       {"the CPU's bits", test_cpu_bits},
+    {"misaligned", test_misaligned}, {"determinism", test_determinism},
 };
 
 TEST_MAIN(tests)

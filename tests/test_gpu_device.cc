@@ -235,6 +235,128 @@ static void streamed_weights_come_in_turn(void)
     device_close(dev);
 }
 
+/* A matrix's update as the optimizer asks for it: of both halves, in the order of the stream. */
+static __global__ void add_one_kernel(weight_t *upper, int16_t *lower, size_t n)
+{
+    for (size_t i = threadIdx.x; i < n; i += blockDim.x) upper[i].bits += 1, lower[i] = (int16_t)(lower[i] + 1);
+}
+
+/* The numbers with one added to both halves of each, `times` times. */
+static std::vector<float> added(const std::vector<float> &numbers, size_t from, size_t n, unsigned times)
+{
+    std::vector<float> result = numbers;
+    std::vector<weight_t> upper(n);
+    std::vector<int16_t> lower(n);
+    weights_split(upper.data(), lower.data(), numbers.data() + from, n);
+    for (size_t i = 0; i < n; i++)
+        upper[i].bits = (uint16_t)(upper[i].bits + times), lower[i] = (int16_t)(lower[i] + (int)times);
+    weights_join(result.data() + from, upper.data(), lower.data(), n);
+    return result;
+}
+
+/* Offloaded: nine tensors of different sizes, more than there are slots for, and a tail that stays on the card. */
+enum { TENSORS = 9, TENSOR = 700, OFFLOADED = TENSORS * TENSOR, STAYS = 333 };
+
+/* Every tensor is updated in each of these orders, then the tail. */
+static const size_t orders[][TENSORS] = {{0, 1, 2, 3, 4, 5, 6, 7, 8}, /* as rows_sum_of_squares reads them */
+                                         {8, 7, 5, 6, 3, 4, 1, 2, 0}, {8, 7, 5, 6, 3, 4, 1, 2, 0},
+                                         {8, 7, 5, 6, 3, 4, 1, 2, 0}, {0, 2, 8, 4, 6, 1, 7, 3, 5},
+                                         {8, 7, 5, 6, 3, 4, 1, 2, 0}, {8, 7, 5, 6, 3, 4, 1, 2, 0}};
+enum { ORDERS = sizeof orders / sizeof *orders };
+
+static void update(Device *dev, weight_t *first, size_t n)
+{
+    int16_t *lower = lower_take(dev, first, n);
+    CHECK((uintptr_t)lower % 16 == (uintptr_t)first % 16, "a lower half has another place than the upper one");
+    launch(dev, add_one_kernel, dim3(1), dim3(64), 0, first, lower, n);
+#ifdef GPU_EMULATOR
+    const size_t asked = dev->fetching->asked;
+    lower_return(dev, first);
+    const WeightSlot *again = is_offloaded(planes_of(first), first) ? lower_slot(dev, first) : NULL;
+    CHECK(!is_offloaded(planes_of(first), first) || dev->fetching->behind[dev->stream] == dev->stream->asked,
+          "a lower half goes back before it is updated");
+    CHECK(!again || again->filled->after > asked + 2, "a lower half is used again before it went back");
+#else
+    lower_return(dev, first);
+#endif
+}
+
+static void offloaded_weights_come_for_their_update(void)
+{
+    enum { N = OFFLOADED + STAYS };
+    std::vector<float> numbers(N), back(N);
+    Error error = {};
+    Device *dev = device_open(1, MATMUL_FP32, &error);
+    weight_t *w = weights_alloc(N), *whole = weights_alloc(N);
+    const auto tensor = [&](size_t t) { return WeightPiece{w + t * TENSOR + t, TENSOR - 3 * t}; }; /* odd places */
+    const auto holds = [&](const weight_t *weights, const char *when) {
+        weights_download(dev, back.data(), weights, N);
+        CHECK(same_bits(numbers, back.data()), "%s", when);
+    };
+    for (size_t i = 0; i < N; i++) numbers[i] = sinf((float)i);
+    weights_upload(dev, w, numbers.data(), N);
+    for (int round = 0; round < 2; round++) /* the second time nothing is to be done */
+        CHECK(weights_offload(dev, w, OFFLOADED, &error) == 0, "%s", error.text);
+    CHECK(weights_device_bytes(w, N) == N * 2 + (STAYS + OFFLOADED % PLACE) * 2);
+    CHECK(weights_remainder(w + OFFLOADED + 5) - weights_remainder(w + OFFLOADED) == 5);
+    holds(w, "offloaded");
+    for (size_t o = 0; o < ORDERS; o++) {
+        size_t fetched_ahead = 0;
+        for (size_t t : orders[o]) {
+            const WeightPiece piece = tensor(t);
+            fetched_ahead += lower_slot(dev, piece.first) != NULL;
+            update(dev, (weight_t *)piece.first, piece.n);
+            numbers = added(numbers, (size_t)(piece.first - w), piece.n, 1);
+        }
+        update(dev, w + OFFLOADED, STAYS);
+        numbers = added(numbers, OFFLOADED, STAYS, 1);
+        /* An order that was that of the step before is known from its second tensor on; when the step before that had
+         * it too, from its first. */
+        CHECK(o < 2 || o == 4 || o == 5 || fetched_ahead >= TENSORS - 1, "step %zu: %zu fetched ahead", o,
+              fetched_ahead);
+        CHECK(o != 3 || fetched_ahead == TENSORS, "step %zu: %zu fetched ahead", o, fetched_ahead);
+        if (o == 1 || o == 5) holds(w, "updated");
+    }
+    holds(w, "updated, in the end");
+    for (size_t round = 0; round < 6; round++) { /* fewer tensors than slots */
+        const WeightPiece piece = tensor(round % 2);
+        update(dev, (weight_t *)piece.first, piece.n);
+        numbers = added(numbers, (size_t)(piece.first - w), piece.n, 1);
+    }
+    holds(w, "two of them updated");
+    std::vector<float> others(N);
+    for (size_t i = 0; i < N; i++) others[i] = cosf((float)i);
+    update(dev, (weight_t *)tensor(8).first, tensor(8).n); /* the next ones are on their way when all changes */
+    numbers = others;
+    weights_upload(dev, w, numbers.data(), N);
+    update(dev, (weight_t *)tensor(7).first, tensor(7).n);
+    numbers = added(numbers, (size_t)(tensor(7).first - w), tensor(7).n, 1);
+    holds(w, "uploaded, and updated");
+    weights_copy(dev, whole, w, N);
+    holds(whole, "copied from offloaded ones");
+    weights_upload(dev, whole, others.data(), N);
+    weights_copy(dev, w, whole, N);
+    numbers = others;
+    holds(w, "copied into offloaded ones");
+    update(dev, (weight_t *)tensor(3).first, tensor(3).n);
+    numbers = added(numbers, (size_t)(tensor(3).first - w), tensor(3).n, 1);
+    CHECK(weights_park(dev, w, true, &error) == 0 && weights_device_bytes(w, N) == N * 2, "%s", error.text);
+    holds(w, "parked");
+    CHECK(weights_offload(dev, w, OFFLOADED, &error) == 0, "%s", error.text);
+    update(dev, (weight_t *)tensor(0).first, tensor(0).n);
+    numbers = added(numbers, 0, tensor(0).n, 1);
+    CHECK(weights_park(dev, w, false, &error) == 0 && weights_device_bytes(w, N) == N * 4, "%s", error.text);
+    holds(w, "whole again");
+    CHECK(weights_remainder(w + 5) - weights_remainder(w) == 5);
+    weights_free(w), weights_free(whole);
+    device_stream_weights(dev);
+    w = weights_alloc_model(dev, N);
+    CHECK(weights_offload(dev, w, OFFLOADED, &error) == -1 && strstr(error.text, "cannot be trained"), "%s",
+          error.text);
+    weights_free(w);
+    device_close(dev);
+}
+
 #ifdef GPU_EMULATOR
 /* As much of a model is on the card as there is room for. */
 static void models_take_what_room_there_is(void)
@@ -476,6 +598,7 @@ static const Test tests[] = {
     {"weights_have_their_remainders", weights_have_their_remainders},
     {"weights_park_and_return", weights_park_and_return},
     {"streamed_weights_come_in_turn", streamed_weights_come_in_turn},
+    {"offloaded_weights_come_for_their_update", offloaded_weights_come_for_their_update},
 #ifdef GPU_EMULATOR
     {"models_take_what_room_there_is", models_take_what_room_there_is},
 #endif

@@ -257,7 +257,8 @@ static void test_waits(void)
     static const struct {
         const char *method;
         int micro;
-    } cases[] = {{"finetune", 2}, {"finetune", 1}, {"prompt", 1}, {"lora", 2}, {"prompt --stream", 1}};
+    } cases[] = {{"finetune", 2}, {"finetune", 1},        {"prompt", 1},
+                 {"lora", 2},     {"prompt --stream", 1}, {"finetune --offload", 2}};
     double bytes[sizeof cases / sizeof *cases];
     T5Config config;
     Error error = {0};
@@ -282,6 +283,8 @@ static void test_waits(void)
     CHECK(config_read(&config, "data/demo/model", &error) == 0, "%s", error.text);
     const double layers = (double)(streaming_of(&config).layers / sizeof(weight_t) * 2), more = bytes[4] - bytes[2];
     CHECK(more == 4 * layers, "two steps stream %g bytes, not %g", more, 4 * layers);
+    const double lower = (double)(2 * sizeof(int16_t) * offloading_of(&config, OFFLOAD_LAYERS).weights);
+    CHECK(bytes[5] - bytes[0] == lower, "two steps bring %g bytes of lower halves, not %g", bytes[5] - bytes[0], lower);
     free(config.json);
 }
 
@@ -324,6 +327,85 @@ static void test_streaming(void)
     free(command);
 }
 
+/* Nor does it change one where the lower halves of what is trained are: of the model, its log, of the moments that a
+ * resumed run begins with. Where memory is short they are offloaded unasked. */
+static void test_offloading(void)
+{
+    static const char train[] = "train --model data/demo/model --task-file data/demo/tasks/nli.json --task "
+                                "nli.train=data/demo/tasks/nli/train.jsonl --task nli.dev=" SCRATCH "/dev.jsonl "
+                                "--prompt-length 5 --prompt-steps 2 --steps 4 --checkpoint-every 2 --batch 4 --beams 2";
+    static const struct {
+        const char *name, *options;
+        size_t steps;
+    } cases[] = {{"promot", "--method promot", 6}, {"micro", "--method finetune --micro-batch 2", 4}};
+    Error error = {0};
+    CHECK(directory_create(SCRATCH, &error) == 0, "%s", error.text);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *name = cases[i].name, *options = cases[i].options;
+        const size_t steps = cases[i].steps;
+        double resident[7], offloaded[7];
+        char *command = text_format(
+            "rm -rf " SCRATCH "/%s " SCRATCH "/%s-offloaded && head -n 2 data/demo/tasks/nli/val.jsonl >" SCRATCH
+            "/dev.jsonl && %s %s %s --quiet --out " SCRATCH "/%s >/dev/null && %s %s %s --offload --out " SCRATCH
+            "/%s-offloaded 2>&1 >/dev/null | grep -q 'the lower halves of the layers. weights are on the host' && "
+            "cmp " SCRATCH "/%s/model/model.safetensors " SCRATCH "/%s-offloaded/model/model.safetensors",
+            name, name, card_program, train, options, name, card_program, train, options, name, name, name);
+        char *first = text_format(SCRATCH "/%s", name), *second = text_format(SCRATCH "/%s-offloaded", name);
+        CHECK(system(command) == 0, "%s", command);
+        CHECK(read_losses(first, resident, 7) == steps && read_losses(second, offloaded, 7) == steps,
+              "%s: steps are missing", name);
+        CHECK(memcmp(resident, offloaded, steps * sizeof *resident) == 0, "%s: the losses differ", name);
+        free(command);
+        free(first);
+        free(second);
+    }
+}
+
+/* Of a plan for fine-tuning, which `field`; NAN: it has none. */
+static double planned(double memory, const char *field)
+{
+    char *command =
+        text_format("PROMOT_EMULATOR_MEMORY=%.0f %s info --model data/demo/model --json >" SCRATCH "/info.json", memory,
+                    card_program);
+    MappedFile file;
+    Error error;
+    cJSON *json, *plan;
+    double value;
+    CHECK(system(command) == 0, "%s", command);
+    CHECK(mapped_file_open(&file, SCRATCH "/info.json", &error) == 0, "%s", error.text);
+    json = cJSON_ParseWithLength((const char *)file.data, file.bytes);
+    plan = cJSON_GetObjectItem(cJSON_GetObjectItem(json, "memory_plans"), "finetune");
+    value = cJSON_HasObjectItem(plan, field) ? record_number(plan, field) : NAN;
+    cJSON_Delete(json);
+    mapped_file_close(&file);
+    free(command);
+    return value;
+}
+
+/* Where memory is short: first the encoder is offloaded, then layers are recomputed, then the decoder is offloaded. */
+static void test_plans(void)
+{
+    T5Config config;
+    Error error = {0};
+    CHECK(directory_create(SCRATCH, &error) == 0, "%s", error.text);
+    CHECK(config_read(&config, "data/demo/model", &error) == 0, "%s", error.text);
+    const Offloading encoder = offloading_of(&config, OFFLOAD_ENCODER), layers = offloading_of(&config, OFFLOAD_LAYERS);
+    const double whole = planned(1e9, "bytes"), recomputed = 2e6; /* recomputing saves more than that */
+    CHECK(encoder.saved > 1000 && layers.saved > encoder.saved, "nothing is saved");
+    CHECK(isnan(planned(whole, "offloaded_each_step")), "offloaded though it fits");
+    CHECK(planned(whole - 1, "offloaded_each_step") == 4 * (double)encoder.weights, "the encoder is not offloaded");
+    CHECK(planned(whole - 1, "bytes") == whole - (double)encoder.saved && planned(whole - 1, "recomputed") == 0,
+          "%.0f bytes", planned(whole - 1, "bytes"));
+    CHECK(planned(whole - recomputed, "offloaded_each_step") == 4 * (double)encoder.weights &&
+              planned(whole - recomputed, "recomputed") == (double)config.num_layers,
+          "layers are not recomputed next");
+    const double least = planned(whole - recomputed, "bytes");
+    CHECK(planned(least - 1, "offloaded_each_step") == 4 * (double)layers.weights &&
+              planned(least - 1, "bytes") == least - (double)(layers.saved - encoder.saved),
+          "%.0f bytes", planned(least - 1, "bytes"));
+    free(config.json);
+}
+
 static void on_a_card(void (*test)(void))
 {
     const char *emulated = card_program, *named = getenv("PROMOT_GPU_PROGRAM");
@@ -358,6 +440,11 @@ static void test_streaming_on_a_card(void)
     on_a_card(test_streaming);
 }
 
+static void test_offloading_on_a_card(void)
+{
+    on_a_card(test_offloading);
+}
+
 static const Test tests[] = {
     {"dump", test_dump},
     {"updates", test_updates},
@@ -365,10 +452,13 @@ static const Test tests[] = {
     {"training", test_training},
     {"waits", test_waits},
     {"streaming", test_streaming},
+    {"offloading", test_offloading},
+    {"plans", test_plans},
     {"dump_on_a_card", test_dump_on_a_card},
     {"updates_on_a_card", test_updates_on_a_card},
     {"generate_on_a_card", test_generate_on_a_card},
     {"training_on_a_card", test_training_on_a_card},
     {"streaming_on_a_card", test_streaming_on_a_card},
+    {"offloading_on_a_card", test_offloading_on_a_card},
 };
 TEST_MAIN(tests)

@@ -137,6 +137,12 @@ int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
     return 0;
 }
 
+int weights_offload(Device *dev, weight_t *weights, size_t n, Error *error)
+{
+    (void)dev, (void)weights, (void)n, (void)error;
+    return 0;
+}
+
 void weights_copy(Device *dev, weight_t *to, const weight_t *from, size_t n)
 {
     device_copy(dev, to, from, n * sizeof *to);
