@@ -1226,6 +1226,8 @@ enum { TILE_ROWS = 4, TILE_VECTORS = LANES == 2 ? 2 : 3 };
 #endif
 enum {
     TILE_COLUMNS = TILE_VECTORS * LANES,
+    TILE_SUMS = TILE_ROWS * TILE_VECTORS,
+    MOST_VECTORS = 3,        /* of B in any tile */
     DEPTH_BLOCK = 512,       /* the depth of a panel */
     SLICE = 64,              /* the depth that is packed at a time */
     HELD_ROWS = 1536,        /* of the shared operand at a time: a multiple of both panel widths */
@@ -1462,55 +1464,59 @@ typedef struct {
     size_t ahead_lines;
 } Tile;
 
-/* c [m, n] (=) or (+=) a · bᵀ. Row i of A has its k-th number at a[i * a_row + k * a_step]: in a panel a_row is 1 and
- * a_step TILE_ROWS. */
-ALWAYS_INLINE void multiply_tile(const Tile *t, const real_t *a, size_t a_row, size_t a_step, const real_t *b,
-                                 size_t steps, bool accumulate, bool bf16)
+/* c [m, n] (=) or (+=) a · bᵀ, in height x vectors sums. Row i of A has its k-th number at a[i * a_row + k * a_step]:
+ * in a panel a_row is 1 and a_step the height. */
+ALWAYS_INLINE void multiply_tile(const Tile *t, size_t height, size_t vectors, const real_t *a, size_t a_row,
+                                 size_t a_step, const real_t *b, size_t steps, bool accumulate, bool bf16)
 {
     const char *next_b = t->next_b;
-    vec_t sum[TILE_ROWS][TILE_VECTORS];
-    UNROLLED for (int i = 0; i < TILE_ROWS; i++) UNROLLED for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] = (vec_t){0};
+    vec_t sum[TILE_SUMS];
+    UNROLLED for (size_t i = 0; i < height; i++)
+    {
+        UNROLLED for (size_t j = 0; j < vectors; j++) sum[i * vectors + j] = (vec_t){0};
+    }
     /* C is wanted at the end of the loop, and has to come from far: say so now. */
     for (size_t i = 0; i < t->m; i++)
         for (size_t j = 0; j < t->n; j += LINE / sizeof(real_t)) __builtin_prefetch(t->c + i * t->c_row + j, 1);
     for (size_t slice = 0; slice < steps; slice += SLICE) {
         fetch_ahead(t->ahead, t->ahead_lines);
         for (size_t k = min_size(SLICE, steps - slice); k > 0; k--) {
-            vec_t column[TILE_VECTORS];
+            vec_t column[MOST_VECTORS];
             __builtin_prefetch(next_b, 0, 2);
-            UNROLLED for (int j = 0; j < TILE_VECTORS; j++)
+            UNROLLED for (size_t j = 0; j < vectors; j++)
             {
                 column[j] = vec_load(b + j * LANES);
                 IN_REGISTER(column[j]);
             }
-            UNROLLED for (int i = 0; i < TILE_ROWS; i++)
+            UNROLLED for (size_t i = 0; i < height; i++)
             {
-                UNROLLED for (int j = 0; j < TILE_VECTORS; j++)
+                UNROLLED for (size_t j = 0; j < vectors; j++)
                 {
-                    sum[i][j] = multiply_add(sum[i][j], a + i * a_row, column[j], bf16);
+                    sum[i * vectors + j] = multiply_add(sum[i * vectors + j], a + i * a_row, column[j], bf16);
                 }
             }
-            a += a_step, b += TILE_COLUMNS, next_b += t->next_b_step;
+            a += a_step, b += vectors * LANES, next_b += t->next_b_step;
         }
     }
-    if (t->m == TILE_ROWS && t->n == TILE_COLUMNS) {
-        UNROLLED for (int i = 0; i < TILE_ROWS; i++)
+    if (t->m == height && t->n == vectors * LANES) {
+        UNROLLED for (size_t i = 0; i < height; i++)
         {
-            UNROLLED for (int j = 0; j < TILE_VECTORS; j++)
+            UNROLLED for (size_t j = 0; j < vectors; j++)
             {
                 real_t *const p = t->c + i * t->c_row + j * LANES;
-                if (accumulate) sum[i][j] += vec_load(p);
-                vec_store(p, sum[i][j]);
+                if (accumulate) sum[i * vectors + j] += vec_load(p);
+                vec_store(p, sum[i * vectors + j]);
             }
         }
         return;
     }
-    real_t edge[TILE_ROWS][TILE_COLUMNS];
-    memcpy(edge, sum, sizeof edge);
+    real_t edge[TILE_SUMS * LANES];
+    memcpy(edge, sum, height * vectors * sizeof *sum);
     for (size_t i = 0; i < t->m; i++)
         for (size_t j = 0; j < t->n; j++) {
             real_t *const p = t->c + i * t->c_row + j;
-            *p = accumulate ? *p + edge[i][j] : edge[i][j];
+            const real_t product = edge[i * vectors * LANES + j];
+            *p = accumulate ? *p + product : product;
         }
 }
 
@@ -1532,9 +1538,9 @@ static void multiply_panels(real_t *c, size_t c_row, const real_t *a, const real
             t.c = c + i * c_row + j, t.m = min_size(TILE_ROWS, m - i), t.n = min_size(TILE_COLUMNS, n - j);
             t.next_b = (const char *)next_b + i / TILE_ROWS * t.next_b_step * steps;
             if (precision == MATMUL_BF16)
-                multiply_tile(&t, a + i * steps, 1, TILE_ROWS, b, steps, accumulate, true);
+                multiply_tile(&t, TILE_ROWS, TILE_VECTORS, a + i * steps, 1, TILE_ROWS, b, steps, accumulate, true);
             else
-                multiply_tile(&t, a + i * steps, 1, TILE_ROWS, b, steps, accumulate, false);
+                multiply_tile(&t, TILE_ROWS, TILE_VECTORS, a + i * steps, 1, TILE_ROWS, b, steps, accumulate, false);
         }
 }
 
@@ -1634,11 +1640,11 @@ static void multiply_in_place(real_t *c, size_t c_row, Operand a, const real_t *
             t.c = c + i * c_row + j, t.m = min_size(TILE_ROWS, m - i), t.n = min_size(TILE_COLUMNS, n - j);
             t.next_b = (const char *)b;
             if (i == whole)
-                multiply_tile(&t, last_rows, 1, TILE_ROWS, b, depth, accumulate, false);
+                multiply_tile(&t, TILE_ROWS, TILE_VECTORS, last_rows, 1, TILE_ROWS, b, depth, accumulate, false);
             else if (a.row == 1)
-                multiply_tile(&t, rows, 1, a.depth, b, depth, accumulate, false);
+                multiply_tile(&t, TILE_ROWS, TILE_VECTORS, rows, 1, a.depth, b, depth, accumulate, false);
             else
-                multiply_tile(&t, rows, a.row, 1, b, depth, accumulate, false);
+                multiply_tile(&t, TILE_ROWS, TILE_VECTORS, rows, a.row, 1, b, depth, accumulate, false);
         }
 }
 
@@ -1750,7 +1756,7 @@ static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_
 #if defined __AVX512F__
 enum { FEW_ROWS = 2 * LANES };
 #else
-enum { FEW_ROWS = LANES + LANES / 2 }; /* with fewer registers packing pays sooner */
+enum { FEW_ROWS = LANES }; /* with fewer registers the next way is the better one sooner */
 #endif
 enum { FEW_COLUMNS = LINE / sizeof(real_t) }; /* rows of w at a time */
 
@@ -1893,14 +1899,99 @@ static void few_rows_forward(Device *dev, real_t *y, Operand x, Operand w, size_
     }
 }
 
+/* --- more tokens: up to SOME_ROWS of them (the beams of a batch) are too many to meet a weight in registers, and still
+ * so few that packing it costs a fifth of the product. So the sides change places. The product is yᵀ = w · xᵀ: x, which
+ * is small, is packed, lanes run along its rows, and a tile reads the rows of w where they lie, one number at a time.
+ * Tiles have two or three vectors of x, as its rows come out best, and as many rows of w as there are sums. yᵀ is
+ * transposed on its way to y. Sums run as in every tile, so the bits are those of the other ways. */
+
+enum { SOME_ROWS = 6 * LANES, SOME_COLUMNS = 48 }; /* SOME_COLUMNS: rows of w at a time */
+
+/* Of so many rows of x that are left, how many vectors the next panel takes. */
+static size_t some_rows_vectors(size_t rows)
+{
+    const size_t left = (rows + LANES - 1) / LANES;
+    return MOST_VECTORS == 2 || left == 2 || left == 4 ? 2 : 3;
+}
+
+/* product [n, vectors * LANES] (=) or (+=) w · xᵀ, n <= SOME_COLUMNS, for a panel of x. On the way `lines` of what will
+ * be wanted next are fetched. */
+ALWAYS_INLINE void some_rows_panel(real_t *product, Operand w, const real_t *panel, size_t n, size_t depth,
+                                   size_t vectors, bool accumulate, Ahead *ahead, size_t lines)
+{
+    const size_t height = TILE_SUMS / vectors, tiles = n / height + n % height;
+    Tile t = {.c_row = SOME_ROWS,
+              .n = vectors * LANES,
+              .next_b = (const char *)panel,
+              .ahead = ahead,
+              .ahead_lines = lines / (tiles * ((depth + SLICE - 1) / SLICE)) + 1};
+    size_t j = 0;
+    for (; j + height <= n; j += height) {
+        t.c = product + j * SOME_ROWS, t.m = height;
+        multiply_tile(&t, height, vectors, w.data + j * w.row, w.row, 1, panel, depth, accumulate, false);
+    }
+    for (; j < n; j++) {
+        t.c = product + j * SOME_ROWS, t.m = 1;
+        multiply_tile(&t, 1, vectors, w.data + j * w.row, w.row, 1, panel, depth, accumulate, false);
+    }
+}
+
+/* y [rows, n] (=) x · wᵀ for n <= SOME_COLUMNS rows of w. The rows from `next` on will be wanted next. */
+static void some_rows_columns(real_t *y, size_t y_row, const real_t *panels, Operand w, Operand next, size_t rows,
+                              size_t n, size_t depth)
+{
+    real_t product[SOME_COLUMNS * SOME_ROWS];
+    const size_t n_panels = (rows + 3 * LANES - 1) / (3 * LANES);
+    for (size_t k = 0, deep; k < depth; k += deep) {
+        deep = min_size(DEPTH_BLOCK, depth - k);
+        const size_t rest = depth - k - deep;
+        const Operand w_k = operand_from(w, 0, k);
+        Ahead ahead = rest > 0 ? ahead_of(operand_from(w_k, 0, deep), n, min_size(DEPTH_BLOCK, rest))
+                               : ahead_of(next, n, min_size(DEPTH_BLOCK, depth));
+        const size_t lines = ahead.runs * (ahead.run / LINE + 1) / n_panels;
+        for (size_t i = 0, vectors; i < rows; i += vectors * LANES) {
+            vectors = some_rows_vectors(rows - i);
+            const real_t *const panel = panels + i * depth + k * vectors * LANES;
+            if (vectors == 2)
+                some_rows_panel(product + i, w_k, panel, n, deep, 2, k > 0, &ahead, lines);
+            else
+                some_rows_panel(product + i, w_k, panel, n, deep, 3, k > 0, &ahead, lines);
+        }
+    }
+    for (size_t i = 0; i < rows; i += LANES)
+        for (size_t j = 0; j < n; j += LANES) {
+            vec_t v[LANES]; /* of rows behind the last, whatever is there: it is not stored */
+            UNROLLED for (size_t s = 0; s < LANES; s++) v[s] = vec_load(product + (j + s) * SOME_ROWS + i);
+            transpose(v);
+            for (size_t r = 0; r < min_size(LANES, rows - i); r++) vec_store_some(y + (i + r) * y_row + j, n - j, v[r]);
+        }
+}
+
+static void some_rows_forward(Device *dev, real_t *y, Operand x, Operand w, size_t rows, size_t in, size_t out)
+{
+    const int threads = threads_for(dev, rows * in * out);
+    real_t *const panels = device_scratch(dev, (round_up(rows, LANES) + LANES) * in * sizeof *panels);
+    for (size_t i = 0, width; i < rows; i += width) {
+        width = some_rows_vectors(rows - i) * LANES;
+        pack_panel(panels + i * in, width, operand_from(x, i, 0), min_size(width, rows - i), in, MATMUL_FP32);
+    }
+#pragma omp parallel for num_threads(threads) schedule(guided)
+    for (size_t j = 0; j < out; j += SOME_COLUMNS) {
+        const size_t n = min_size(SOME_COLUMNS, out - j), after = min_size(j + n, out - n);
+        some_rows_columns(y + j, out, panels, operand_from(w, j, 0), operand_from(w, after, 0), rows, n, in);
+    }
+}
+
 /* y [rows, out] (=) x [rows, in] · w [out, in]ᵀ. */
 void linear_forward(Device *dev, act_t *y, const act_t *x, const weight_t *w, size_t rows, size_t in, size_t out)
 {
     const Operand a = {x, in, 1}, b = {w, in, 1};
-    if (rows > FEW_ROWS)
-        matmul(dev, y, a, b, rows, out, in, false);
-    else
+    if (rows <= FEW_ROWS)
         few_rows_forward(dev, y, a, b, rows, in, out);
+    else if (rows <= SOME_ROWS && dev->precision == MATMUL_FP32)
+        some_rows_forward(dev, y, a, b, rows, in, out);
+    else
+        matmul(dev, y, a, b, rows, out, in, false);
 }
 
 /* y = x · wᵀ is linear in x: dx [rows, in] = dy [rows, out] · w [out, in]. */
