@@ -940,8 +940,9 @@ static void row_top(stat_t *value, int32_t *word, const logit_t *x, size_t n, si
     }
 }
 
-void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, size_t rows,
-                           size_t vocabulary, size_t k)
+/* logp [rows, k] (=), word [rows, k] (=). */
+static void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, size_t rows,
+                                  size_t vocabulary, size_t k)
 {
 #pragma omp parallel for num_threads(dev->threads)
     for (size_t row = 0; row < rows; row++) {
@@ -2025,6 +2026,13 @@ void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *
                   size_t vocabulary)
 {
     linear_forward(dev, logits, x, w, rows, in, vocabulary);
+}
+
+void head_top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, logit_t *logits, const act_t *x,
+                                const weight_t *w, size_t rows, size_t in, size_t vocabulary, size_t k)
+{
+    head_forward(dev, logits, x, w, rows, in, vocabulary);
+    top_log_probabilities(dev, logp, word, logits, rows, vocabulary, k);
 }
 
 /* A product and what follows it: on a CPU the numbers make the short way through its caches. */
@@ -5263,8 +5271,8 @@ static void decoder_step(Decoder *d, size_t step, const size_t *live, size_t n_l
     if (decoder_best_words(d, rows, logp, words)) return;
     for (size_t first = 0; first < rows; first += d->logits_rows) {
         size_t n = min_size(d->logits_rows, rows - first);
-        head_forward(model->dev, d->logits, d->y + first * D, model->head->data, n, D, V);
-        top_log_probabilities(model->dev, d->logp + first * k, d->words + first * k, d->logits, n, V, k);
+        head_top_log_probabilities(model->dev, d->logp + first * k, d->words + first * k, d->logits, d->y + first * D,
+                                   model->head->data, n, D, V, k);
         if (logits) logits_download(model->dev, logits + first * V, d->logits, n * V);
     }
     stats_download(model->dev, logp, d->logp, rows * k);

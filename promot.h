@@ -276,9 +276,10 @@ void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *
 /* loss [rows] (=); dlogits [rows, V] (=), or NULL: not wanted. Where both types are one, dlogits may be logits. */
 void softmax_cross_entropy(Device *dev, stat_t *loss, act_t *dlogits, const logit_t *logits, const int32_t *targets,
                            size_t rows, size_t vocabulary, const LossSettings *settings);
-/* The k most probable words of each row, best first, the lower id first among equals: logp [rows, k] (=), word (=). */
-void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, size_t rows,
-                           size_t vocabulary, size_t k);
+/* head_forward, and of its logits (=) the k most probable words of each row, best first, the lower id first among
+ * equals: logp [rows, k] (=), word [rows, k] (=). */
+void head_top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, logit_t *logits, const act_t *x,
+                                const weight_t *w, size_t rows, size_t in, size_t vocabulary, size_t k);
 /* On a CPU: the best word of each row [rows] (=), the lower id first among equals: the same as from all logits, but for
  * up to HEAD_SKETCH_ROWS rows sooner known. -1: all logits are needed to tell. A sketch is a second copy of the head w
  * in 8 bits; it belongs to w as it was. NULL: there is no memory for it, or the device's logits are not fp32's. */

@@ -422,12 +422,14 @@ enum { TOP_WORDS = 8 }; /* twice the 4 beams */
 
 static void run_top_words(const KernelRun *k, void *const *o)
 {
-    top_log_probabilities(k->dev, o[0], o[1], o[2], k->kernel->rows, k->kernel->in, TOP_WORDS);
+    head_top_log_probabilities(k->dev, o[0], o[1], o[2], o[3], o[4], k->kernel->rows, k->kernel->in, k->kernel->out,
+                               TOP_WORDS);
 }
 
 static void add_vocabulary(KernelList *list)
 {
-    const size_t V = list->config->vocab_size, rows = logits_rows(list->config, list->batch->target.rows, 0);
+    const size_t V = list->config->vocab_size, D = list->config->d_model;
+    const size_t rows = logits_rows(list->config, list->batch->target.rows, 0);
     const size_t decoding = min_size(32, rows);
     Kernel *k = kernel_add(list, "softmax cross-entropy", run_cross_entropy, rows, V, 0, 7.0 * (double)(rows * V));
     if (LOGITS_GRADIENT)
@@ -436,10 +438,14 @@ static void add_vocabulary(KernelList *list)
         operand_in_out(k, STATS, rows * V);
     operand_out(k, STATS, rows);
     if (LOGITS_GRADIENT) operand_out(k, ACTIVATIONS, rows * V);
-    k = kernel_add(list, "best words", run_top_words, decoding, V, 0, 4.0 * (double)(decoding * V));
+    k = kernel_add(list, "head, best words", run_top_words, decoding, D, V,
+                   (2.0 * (double)D + 4) * (double)(decoding * V));
+    k->matmul = true;
     operand_out(k, STATS, decoding * TOP_WORDS);
     operand_out(k, INDICES, decoding * TOP_WORDS);
-    operand_in(k, STATS, decoding * V);
+    operand_out(k, STATS, decoding * V);
+    operand_in(k, ACTIVATIONS, decoding * D);
+    operand_in(k, WEIGHTS, V * D);
 }
 
 /* --- Adafactor, LoRA, sums */

@@ -801,24 +801,6 @@ static void bandwidth_loss(Bench *b, size_t rows, size_t V)
     bandwidth_row(b, "bandwidth", &row, rows, V, 10.0 * (double)(rows * V), MARK_BANDWIDTH);
 }
 
-static void best_words(Bench *b, const char *group, size_t rows, size_t V)
-{
-    const size_t k = 2 * BEAMS;
-    Row row = {};
-    rows = rows_that_fit(b, rows, 4 * V + 8 * k, 0);
-    if (!fits(b, "best words", rows, 1)) return;
-    take_anew(b);
-    logit_t *logits = random_stats(b, rows * V, 1);
-    stat_t *logp = take_stats(b, rows * k);
-    int32_t *word = (int32_t *)take(b, rows * k * sizeof *word);
-    device_clear(b->dev, word, rows * k * sizeof *word); /* a word that is not written must be one still */
-    top_log_probabilities(b->dev, logp, word, logits, rows, V, k);
-    row.kernel = "8 best words";
-    row.error = check(b, BestWordReference{logits, word, V, k}, result_of(logp, k), rows, k, 128);
-    measure(b, &row, [&](size_t) { top_log_probabilities(b->dev, logp, word, logits, rows, V, k); });
-    bandwidth_row(b, group, &row, rows, V, 4.0 * (double)(rows * V), NO_MARK);
-}
-
 /* One step from moments of 0 with a gradient g of N(0,1): whatever alpha is, an update is learning rate * RMS(p) * g
  * when all rows have a gradient, up to a few percent by which the moments of single rows and columns differ; with n of R
  * rows, RMS(update) before clipping is sqrt(n / R / alpha). Returns the worst deviation as a share of a tenth. */
@@ -892,7 +874,6 @@ static void measure_bandwidth(Bench *b)
     bandwidth_embedding(b, rows, m);
     bandwidth_loss(b, BATCH * TARGET, m->vocabulary);
     bandwidth_loss(b, LOGITS_CHUNK, m->vocabulary);
-    best_words(b, "bandwidth", BATCH * BEAMS, m->vocabulary);
     bandwidth_adafactor(b, "Adafactor", m->inner, m->width, m->inner);
     bandwidth_adafactor(b, "Adafactor", m->d_ff, m->width, m->d_ff);
     bandwidth_adafactor(b, "Adafactor, head", m->vocabulary, m->width, m->vocabulary);
@@ -976,6 +957,38 @@ static void decoding_product(Bench *b, Layout layout, const char *kernel, size_t
     report(b, "decoding", &row);
 }
 
+/* The head and the beams' 8 best words, in turn with the head alone. */
+static void decoding_head(Bench *b, size_t rows, size_t D, size_t V)
+{
+    const size_t k = 2 * BEAMS;
+    Row row = {};
+    row.kernel = "head and 8 best words";
+    rows = rows_that_fit(b, rows, 2 * D + 4 * V + 8 * k, 0);
+    if (!fits(b, row.kernel, rows, V * D)) return;
+    take_anew(b);
+    const size_t turns = turns_of(b, rows, V * D);
+    act_t *x = random_acts(b, rows * D, 1);
+    logit_t *logits = take_stats(b, rows * V);
+    stat_t *logp = take_stats(b, rows * k);
+    int32_t *word = (int32_t *)take(b, rows * k * sizeof *word);
+    poison(b, logits, rows * V * sizeof *logits);
+    device_clear(b->dev, word, rows * k * sizeof *word); /* a word that is not written must be one still */
+    head_top_log_probabilities(b->dev, logp, word, logits, x, b->weights, rows, D, V, k);
+    row.error =
+        fmax(check(b, product_reference(HEAD_FORWARD, x, b->weights, rows, D, V), result_of(logits, V), rows, V),
+             check(b, BestWordReference{logits, word, V, k}, result_of(logp, k), rows, k, 128));
+    measure(
+        b, &row,
+        [&](size_t i) {
+            head_top_log_probabilities(b->dev, logp, word, logits, x, b->weights + i % turns * V * D, rows, D, V, k);
+        },
+        [&](size_t i) { head_forward(b->dev, logits, x, b->weights + i % turns * V * D, rows, D, V); });
+    row.flops = 2.0 * (double)rows * (double)D * (double)V;
+    row.bytes = 2.0 * (double)(rows * D + V * D) + 4.0 * (double)(rows * V);
+    snprintf(row.shape, sizeof row.shape, "%zu x %zu -> %zu", rows, D, V);
+    report(b, "decoding", &row);
+}
+
 static void measure_decoding(Bench *b)
 {
     const size_t rows_of[] = {1, 8 * BEAMS, BATCH * BEAMS};
@@ -988,7 +1001,7 @@ static void measure_decoding(Bench *b)
         mlp_epilogue(b, "decoding", "wi, gated gelu", rows, m->width, m->d_ff, 0);
         residual_epilogue(b, "decoding", "wo + residual", rows, m->d_ff, m->width, 0);
         decoding_product(b, HEAD_FORWARD, "head (cuBLAS)", rows, m->width, m->vocabulary);
-        best_words(b, "decoding", rows, m->vocabulary);
+        decoding_head(b, rows, m->width, m->vocabulary);
     }
     cached_attention(b, BATCH * BEAMS, 16, m);
     cached_attention(b, BATCH * BEAMS, 64, m);

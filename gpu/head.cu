@@ -8,7 +8,9 @@
  *
  *     softmax_cross_entropy    r 4, r 4, w 2 bytes for each logit      10.2 GB for 4096 rows    2.4 ms at 4.3 TB/s
  *     without the gradient     r 4                                      4.1 GB                  1.0 ms
- *     top_log_probabilities    r 4                                      0.26 GB for 256 rows    0.06 ms
+ *
+ * The most probable words are another matter: what they need of a row comes with the product (head.cuh), 8 bytes for each
+ * 64 logits, 8 MB for 256 rows.
  *
  * (Keeping a row in the shared memory of a cluster of blocks would save the second reading, 40 % of the bytes and 0.05
  * % of a step, at the price of a Hopper-only kernel.)
@@ -16,10 +18,10 @@
  * Exponentials have base 2: e^(x - max) = 2^(x log2 e - m), m = max log2 e, is one multiply-add and one instruction of
  * the special function unit. m is a rounded number, but the same one everywhere, so its rounding cancels out of p. */
 #include "bandwidth.cuh"
+#include "head.cuh"
 
 enum { PART_THREADS = 256, PART_VECTORS = 8, PART = PART_THREADS * PART_VECTORS * 4 };
 
-#define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453
 
 /* Of a part of a row, or of a whole row: the sum over its logits x of 2^(x log2 e - offset), and of x. */
@@ -193,17 +195,21 @@ extern "C" void softmax_cross_entropy(Device *dev, stat_t *loss, act_t *dlogits,
 }
 
 /* ----------------------------------------------------------------------------------------------------------------
- * The k most probable words of each row, best first, the lower id first among equals. The order of any two candidates
- * is fixed, so the result does not depend on who compares them when: each part finds its own k best, and one warp
- * merges the sorted lists of a row's parts.
+ * The k most probable words of each row, best first, the lower id first among equals.
  *
- * Logits are compared as integers in the same order, which leaves room for NOTHING below -infinity: a logit that does
- * not exist, or is already in the list. A NaN counts as -infinity (and shows in the sum), -0 as 0. */
+ * The head's product has left the largest logit of each group of words (head.cuh). The k best words lie in the k groups
+ * that come first when these are put into the same order, by their largest logit and then by their number: were a word
+ * of the k best in another group, each of those k would hold a word that comes before it. So a block finds k groups
+ * among all of a row, and then k words in those groups.
+ *
+ * Logits are compared as integers in the same order, which leaves room for NOTHING below -infinity: a word that does not
+ * exist. A NaN counts as -infinity (and shows in log Z), -0 as 0. Any two candidates have an order, so the next one to
+ * be found is the best of those that come after the last one, and nobody keeps a list of what is taken. */
 struct Candidate {
     int32_t key, id;
 };
 
-enum { NOTHING = INT32_MIN };
+enum { TOP_THREADS = 128, NOTHING = INT32_MIN };
 
 __device__ __forceinline__ int32_t key_of(float x)
 {
@@ -221,9 +227,10 @@ __device__ __forceinline__ bool better(const Candidate &a, const Candidate &b)
     return a.key > b.key || (a.key == b.key && a.id < b.id);
 }
 
-__device__ __forceinline__ Candidate warp_best(Candidate mine)
+/* Among each LANES neighbours, which all get it. */
+template <int LANES> __device__ __forceinline__ Candidate best_of_lanes(Candidate mine)
 {
-    for (int step = WARP / 2; step; step /= 2) {
+    for (int step = LANES / 2; step; step /= 2) {
         const Candidate other = {__shfl_xor_sync(0xffffffffu, mine.key, step),
                                  __shfl_xor_sync(0xffffffffu, mine.id, step)};
         const bool take = better(other, mine);
@@ -233,119 +240,77 @@ __device__ __forceinline__ Candidate warp_best(Candidate mine)
     return mine;
 }
 
-/* The best of the thread's logits; ids rise, so an equal one does not take the place of an earlier one. */
-__device__ __forceinline__ Candidate thread_best(const int32_t key[PART_VECTORS][4], const Part &at)
+/* The best of candidates 0 … n - 1 that come after `last`; all threads of the block get it. of_warps: one for each
+ * warp. */
+template <typename Candidates>
+__device__ __forceinline__ Candidate next_best(Candidate last, unsigned n, Candidates candidate, Candidate *of_warps)
 {
-    int32_t best = NOTHING, place = 0;
-#pragma unroll
-    for (int v = 0; v < PART_VECTORS; v++)
-        for (int i = 0; i < 4; i++) {
-            place = key[v][i] > best ? v * PART_THREADS * 4 + i : place;
-            best = max(key[v][i], best);
-        }
-    return Candidate{best, best == NOTHING ? INT32_MAX : (int32_t)at.column(0) + place};
-}
-
-__device__ __forceinline__ void strike_out(int32_t key[PART_VECTORS][4], int32_t id, const Part &at)
-{
-#pragma unroll
-    for (int v = 0; v < PART_VECTORS; v++)
-        for (int i = 0; i < 4; i++) key[v][i] = id == (int32_t)(at.column(v) + i) ? (int32_t)NOTHING : key[v][i];
-}
-
-/* list [k] (=) the k best of a part, best first, then NOTHING. Every warp has its best in shared memory; in each round
- * the best of these wins, and only the warp that had it, and in it the thread, look again. */
-__device__ __forceinline__ void part_top(Candidate *list, int32_t key[PART_VECTORS][4], const Part &at, unsigned k,
-                                         Candidate *of_warps)
-{
-    const unsigned warps = PART_THREADS / WARP, warp = threadIdx.x / WARP;
-    Candidate mine = thread_best(key, at), of_warp = warp_best(mine);
-    if (threadIdx.x % WARP == 0) of_warps[warp] = of_warp;
-    for (unsigned round = 0; round < k; round++) {
-        Candidate best = {NOTHING, INT32_MAX};
-        unsigned winner = 0;
-        __syncthreads();
-        for (unsigned w = 0; w < warps; w++)
-            if (better(of_warps[w], best)) best = of_warps[w], winner = w;
-        if (threadIdx.x == 0) list[round] = best;
-        __syncthreads(); /* all have read */
-        if (winner != warp) continue;
-        if (mine.id == best.id) {
-            strike_out(key, best.id, at);
-            mine = thread_best(key, at);
-        }
-        __syncwarp();
-        of_warp = warp_best(mine);
-        if (threadIdx.x % WARP == 0) of_warps[warp] = of_warp;
-    }
-}
-
-template <bool WHOLE>
-static __global__ void __launch_bounds__(PART_THREADS)
-    top_parts_kernel(PartSums *sums, Candidate *lists, const float *logits, size_t vocabulary, unsigned parts,
-                     unsigned k)
-{
-    __shared__ float shared[WARP];
-    __shared__ Candidate of_warps[PART_THREADS / WARP];
-    const Part at = part_of_block(parts);
-    float x[PART_VECTORS][4];
-    int32_t key[PART_VECTORS][4];
-    load_part<WHOLE>(x, logits, at, vocabulary);
-    const PartSums s = part_sums(x, at, vocabulary, shared);
-    if (threadIdx.x == 0) sums[blockIdx.x] = s;
-#pragma unroll
-    for (int v = 0; v < PART_VECTORS; v++)
-        for (int i = 0; i < 4; i++) key[v][i] = at.column(v) + i < vocabulary ? key_of(x[v][i]) : (int32_t)NOTHING;
-    part_top(lists + (size_t)blockIdx.x * k, key, at, k, of_warps);
-}
-
-/* The best head among the lists that this lane looks after: parts lane, lane + 32, …; *from is the list. */
-__device__ __forceinline__ Candidate best_head(const Candidate *lists, const unsigned *head, unsigned parts, unsigned k,
-                                               unsigned *from)
-{
+    constexpr unsigned WARPS = TOP_THREADS / WARP;
     Candidate best = {NOTHING, INT32_MAX};
-    for (unsigned part = threadIdx.x; part < parts; part += WARP) {
-        if (head[part] == k) continue;
-        const Candidate next = lists[(size_t)part * k + head[part]];
-        if (better(next, best)) best = next, *from = part;
+    for (unsigned i = threadIdx.x; i < n; i += TOP_THREADS) {
+        const Candidate c = candidate(i);
+        if (better(last, c) && better(c, best)) best = c;
     }
+    best = best_of_lanes<WARP>(best);
+    if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = best;
+    __syncthreads();
+    best = best_of_lanes<WARPS>(of_warps[threadIdx.x % WARPS]);
+    __syncthreads(); /* all have read */
     return best;
 }
 
-/* One warp for each row: logp [k], word [k] (=). */
-static __global__ void top_rows_kernel(float *logp, int32_t *word, const PartSums *sums, const Candidate *lists,
-                                       unsigned parts, unsigned k)
+/* Puts the groups of a row together, in an order that follows from V; all threads get the result. max: the largest
+ * logit. */
+__device__ __forceinline__ RowSums row_sums(const WordGroup *groups, unsigned n, float max, Total *shared)
 {
-    __shared__ Total shared[WARP];
-    DYNAMIC_SHARED(unsigned, head); /* [parts]: how many of each list are used up; a lane reads its own only */
+    const float offset = word_offset(max);
+    Total mine = {0, 0};
+    for (unsigned g = threadIdx.x; g < n; g += TOP_THREADS)
+        mine.first += (double)(groups[g].sum * exp2f(word_offset(groups[g].max) - offset));
+    return RowSums{offset, block_total(mine, shared).first, 0};
+}
+
+/* One block for each row. */
+static __global__ void __launch_bounds__(TOP_THREADS)
+    best_words_kernel(float *logp, int32_t *word, const float *logits, const WordGroup *groups, size_t vocabulary,
+                      unsigned n_groups, unsigned k)
+{
+    __shared__ Total totals[TOP_THREADS];
+    __shared__ Candidate of_warps[TOP_THREADS / WARP];
+    DYNAMIC_SHARED(int32_t, chosen); /* [n_chosen]: the groups that the words are in */
+    const unsigned n_chosen = min(k, n_groups);
+    const Candidate before_all = {INT32_MAX, -1};
     const size_t row = blockIdx.x;
-    const double log_z = log_normaliser(row_sums(sums + row * parts, parts, shared));
-    lists += row * parts * k;
-    for (unsigned part = threadIdx.x; part < parts; part += WARP) head[part] = 0;
-    unsigned from = 0;
-    Candidate mine = best_head(lists, head, parts, k, &from);
+    logits += row * vocabulary, groups += row * n_groups;
+
+    const auto group = [&](unsigned g) { return Candidate{key_of(groups[g].max), (int32_t)g}; };
+    Candidate last = before_all;
+    float max = 0;
+    for (unsigned i = 0; i < n_chosen; i++) {
+        last = next_best(last, n_groups, group, of_warps);
+        if (i == 0) max = value_of(last.key);
+        if (threadIdx.x == 0) chosen[i] = last.id;
+    }
+    const double log_z = log_normaliser(row_sums(groups, n_groups, max, totals)); /* its barriers: `chosen` is there */
+
+    const auto word_at = [&](unsigned i) {
+        const size_t id = (size_t)chosen[i / WORD_GROUP] * WORD_GROUP + i % WORD_GROUP;
+        return id < vocabulary ? Candidate{key_of(logits[id]), (int32_t)id} : Candidate{NOTHING, INT32_MAX};
+    };
+    last = before_all;
     for (unsigned i = 0; i < k; i++) {
-        const Candidate best = warp_best(mine);
+        last = next_best(last, n_chosen * WORD_GROUP, word_at, of_warps);
         if (threadIdx.x == 0) {
-            logp[row * k + i] = (float)((double)value_of(best.key) - log_z);
-            word[row * k + i] = best.id;
+            logp[row * k + i] = (float)((double)value_of(last.key) - log_z);
+            word[row * k + i] = last.id;
         }
-        if (mine.id == best.id && best.key != NOTHING) {
-            head[from]++;
-            mine = best_head(lists, head, parts, k, &from);
-        }
-        __syncwarp();
     }
 }
 
-extern "C" void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, size_t rows,
-                                      size_t vocabulary, size_t k)
+void head_best_words(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, const WordGroup *groups,
+                     size_t rows, size_t vocabulary, size_t k)
 {
-    const unsigned parts = blocks_for(vocabulary, PART), blocks = (unsigned)rows * parts;
-    Candidate *lists = (Candidate *)device_scratch(dev, blocks * (k * sizeof *lists + sizeof(PartSums)));
-    PartSums *sums = (PartSums *)(lists + (size_t)blocks * k);
-    launch(dev, whole_vectors(8, vocabulary, logits) ? top_parts_kernel<true> : top_parts_kernel<false>, dim3(blocks),
-           dim3(PART_THREADS), 0, sums, lists, logits, vocabulary, parts, (unsigned)k);
-    launch(dev, top_rows_kernel, dim3((unsigned)rows), dim3(WARP), parts * sizeof(unsigned), logp, word, sums, lists,
-           parts, (unsigned)k);
+    const size_t n_groups = word_groups(vocabulary), n_chosen = k < n_groups ? k : n_groups;
+    launch(dev, best_words_kernel, dim3((unsigned)rows), dim3(TOP_THREADS), n_chosen * sizeof(int32_t), logp, word,
+           logits, groups, vocabulary, (unsigned)n_groups, (unsigned)k);
 }

@@ -295,14 +295,30 @@ void linear_forward(Device *dev, act_t *y, const act_t *x, const weight_t *w, si
     linear_forward_layers(dev, y, x, w, rows, in, out, 1, 0, 0);
 }
 
-void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *w, size_t rows, size_t in,
-                  size_t vocabulary)
+static Product head_product(MatmulEpilogue epilogue, logit_t *logits, const act_t *x, const weight_t *w, size_t rows,
+                            size_t in, size_t vocabulary)
 {
-    Product p = forward_product(STORE_FP32, x, weights_here(dev, w), rows, in, vocabulary);
+    Product p = forward_product(epilogue, x, w, rows, in, vocabulary);
     p.c.sums = logits;
     p.c.stride = vocabulary;
     p.c.vectors = in_eights(logits, vocabulary);
+    return p;
+}
+
+void head_forward(Device *dev, logit_t *logits, const act_t *x, const weight_t *w, size_t rows, size_t in,
+                  size_t vocabulary)
+{
+    const Product p = head_product(STORE_FP32, logits, x, weights_here(dev, w), rows, in, vocabulary);
     multiply(dev, &p);
+}
+
+void head_top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, logit_t *logits, const act_t *x,
+                                const weight_t *w, size_t rows, size_t in, size_t vocabulary, size_t k)
+{
+    Product p = head_product(WORD_GROUPS, logits, x, weights_here(dev, w), rows, in, vocabulary);
+    p.c.groups = (WordGroup *)device_scratch(dev, rows * word_groups(vocabulary) * sizeof(WordGroup));
+    multiply(dev, &p);
+    head_best_words(dev, logp, word, logits, p.c.groups, rows, vocabulary, k);
 }
 
 /* To add is a residual connection whose other branch is dx itself. */

@@ -31,17 +31,19 @@
 #ifndef PROMOT_MATMUL_CUH
 #define PROMOT_MATMUL_CUH
 
-#include "common.cuh"
+#include "head.cuh"
 
 enum MatmulLayout { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT };
 
-/* What becomes of the sums. GELU and RELU lead into the MLP (a and h), the BACKWARD ones back into it (da, h). */
-enum MatmulEpilogue { STORE_BF16, STORE_FP32, RESIDUAL, GELU, RELU, GELU_BACKWARD, RELU_BACKWARD };
+/* What becomes of the sums. WORD_GROUPS is STORE_FP32 and what head.cuh wants to know. GELU and RELU lead into the MLP (a
+ * and h), the BACKWARD ones back into it (da, h). */
+enum MatmulEpilogue { STORE_BF16, STORE_FP32, WORD_GROUPS, RESIDUAL, GELU, RELU, GELU_BACKWARD, RELU_BACKWARD };
 
 /* All products of the seam. Each is a kernel of its own on either floor and for each tile. */
 #define MATMUL_KINDS(X)                                                                                                \
     X(FORWARD, STORE_BF16)                                                                                             \
     X(FORWARD, STORE_FP32)                                                                                             \
+    X(FORWARD, WORD_GROUPS)                                                                                            \
     X(FORWARD, RESIDUAL)                                                                                               \
     X(FORWARD, GELU)                                                                                                   \
     X(FORWARD, RELU)                                                                                                   \
@@ -71,7 +73,8 @@ struct MatmulRows {
 struct MatmulOutput {
     bf16_t *out;                 /* STORE_BF16, RESIDUAL: c; GELU, RELU: a; the BACKWARD ones: da */
     bf16_t *h;                   /* of the MLP; BACKWARD may do without */
-    float *sums;                 /* STORE_FP32: c */
+    float *sums;                 /* STORE_FP32, WORD_GROUPS: c */
+    WordGroup *groups;           /* WORD_GROUPS: [m, word_groups(n)] */
     const bf16_t *in;            /* RESIDUAL: what the product is added to; the BACKWARD ones: a */
     size_t stride, layer, split; /* numbers between rows, layers and parts of the depth */
     bool accumulate;             /* STORE_FP32 adds to what is there */
@@ -419,6 +422,54 @@ static __device__ inline void store_sums(const Product &p, const ProductTile &pl
     }
 }
 
+/* Over four lanes, which all get the result. */
+static __device__ inline float quad_max(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+static __device__ inline float quad_sum(float x)
+{
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/* Of every row, its groups of words. A row's 64 columns are in four lanes, 16 in each. Nothing here waits for memory: the
+ * logits are on their way to it meanwhile. */
+template <int COLUMNS>
+static __device__ inline void store_word_groups(const Product &p, float (&d)[COLUMNS / 2], size_t first_row,
+                                                size_t first_column)
+{
+    static_assert(COLUMNS % WORD_GROUP == 0, "whole groups; and every strip begins with one");
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 2; i += WORD_GROUP / 2) {
+        const uint32_t first = (uint32_t)first_column + 2 * i, column = first + 2 * (lane % 4);
+        if (first + WORD_GROUP > p.n) { /* words that do not exist */
+#pragma unroll
+            for (int j = 0; j < WORD_GROUP / 2; j++)
+                if (column + j / 4 * 8 + j % 2 >= p.n) d[i + j] = -INFINITY;
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) { /* the rows g, then the rows g + 8 */
+            const float *x = d + i + 2 * half; /* four registers apart, two by two */
+            const size_t row = first_row + 8 * half + lane / 4;
+            WordGroup group = {-INFINITY, 0};
+#pragma unroll
+            for (int j = 0; j < WORD_GROUP / 2; j += 4) group.max = fmaxf(group.max, fmaxf(x[j], x[j + 1]));
+            group.max = quad_max(group.max);
+            const float offset = word_offset(group.max);
+#pragma unroll
+            for (int j = 0; j < WORD_GROUP / 2; j += 4)
+                group.sum += exp2_approx(fmaf(x[j], LOG2_E, -offset)) + exp2_approx(fmaf(x[j + 1], LOG2_E, -offset));
+            group.sum = quad_sum(group.sum);
+            if (lane % 4 == 0 && row < p.m && first < p.n)
+                p.c.groups[row * word_groups(p.n) + first / WORD_GROUP] = group;
+        }
+    }
+}
+
 /* A bf16 result that is stored and nothing else is rounded first: half as many registers change places. */
 template <int COLUMNS, bool WHOLE>
 static __device__ inline void store_rounded(const Product &p, const ProductTile &place, const float (&d)[COLUMNS / 2],
@@ -451,6 +502,9 @@ static __device__ inline void finish_strip(const Product &p, const ProductTile &
 {
     if constexpr (E == STORE_FP32) {
         store_sums<COLUMNS, WHOLE>(p, place, d, first_row, first_column);
+    } else if constexpr (E == WORD_GROUPS) {
+        store_sums<COLUMNS, WHOLE>(p, place, d, first_row, first_column);
+        store_word_groups<COLUMNS>(p, d, first_row, first_column);
     } else if constexpr (E == STORE_BF16) {
         store_rounded<COLUMNS, WHOLE>(p, place, d, first_row, first_column);
     } else {

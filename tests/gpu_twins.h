@@ -67,7 +67,7 @@
 #define attention_cached_forward cpu_attention_cached_forward
 #define head_forward cpu_head_forward
 #define softmax_cross_entropy cpu_softmax_cross_entropy
-#define top_log_probabilities cpu_top_log_probabilities
+#define head_top_log_probabilities cpu_head_top_log_probabilities
 #define head_sketch_bytes cpu_head_sketch_bytes
 #define head_sketch_create cpu_head_sketch_create
 #define head_sketch_free cpu_head_sketch_free
@@ -156,7 +156,7 @@ using cpu::cpu_weights_free;
 #undef attention_cached_forward
 #undef head_forward
 #undef softmax_cross_entropy
-#undef top_log_probabilities
+#undef head_top_log_probabilities
 #undef head_sketch_bytes
 #undef head_sketch_create
 #undef head_sketch_free

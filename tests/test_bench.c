@@ -109,6 +109,8 @@ static void test_kernels_are_counted(void)
     check_kernel(&l, "residual forward", 768, 4 * 3 * 384);
     check_kernel(&l, "embedding forward", 0, 4 * 2 * 384);
     check_kernel(&l, "softmax cross-entropy", 28000, 4 * (2 * 4000 + 10));
+    /* 10 x 400 logits, as above, and 4 operations for each; of each row the 8 best words */
+    check_kernel(&l, "head, best words", 128000 + 16000, 4 * (10560 + 2 * 80));
     check_kernel(&l, "Adafactor", 70400, 4 * (2 * 6400 + 2 * 6400 + 2 * 6400)); /* 16 wide: not factored */
     listed_close(&l);
 }

@@ -9,6 +9,7 @@
  * all kernels have been run. Without a card the emulator runs them, with one the card does. */
 #include "../gpu/device.cu"
 #include "../gpu/elementwise.cu"
+#include "../gpu/head.cu"
 #include "../gpu/matmul.cu"
 #include "../gpu/matmul_hopper.cu"
 #include "gpu_twins.h"
@@ -153,7 +154,7 @@ static void check_stats(const char *what, const Stats *s, size_t width)
 #define FIRST_FLOOR 0 /* plain; 1: Hopper */
 #endif
 static bool has_hopper;
-static bool covered[2][3][7][3]; /* floor, layout, epilogue, tile */
+static bool covered[2][3][8][3]; /* floor, layout, epilogue, tile */
 static bool went_round[3];       /* layout: one block has filled each stage of Hopper's large tile three times */
 
 /* Notes which kernel a product of this shape takes. */
@@ -336,6 +337,63 @@ static void test_head_forward(void)
         });
 }
 
+/* The best words of rows of x, as the device has them. */
+struct BestWords {
+    Stats logits, logp;
+    int32_t *word; /* host */
+};
+
+static BestWords best_words_of(const act_t *x, const weight_t *w, Shape s, size_t k)
+{
+    const size_t groups = s.rows * word_groups(s.out) * sizeof(WordGroup), margin = MARGIN * sizeof(float);
+    BestWords b = {stats_make(s.rows * s.out, false), stats_make(s.rows * k, false),
+                   (int32_t *)malloc(s.rows * k * sizeof *b.word)};
+    int32_t *word = (int32_t *)device_alloc(s.rows * k * sizeof *word);
+    char *behind = (char *)device_scratch(dev, groups + margin) + groups, *got = (char *)malloc(margin);
+    device_upload(dev, behind, b.logp.host, margin); /* NaN */
+    head_top_log_probabilities(dev, b.logp.device, word, b.logits.device, x, w, s.rows, s.in, s.out, k);
+    device_download(dev, b.word, word, s.rows * k * sizeof *word);
+    device_download(dev, got, behind, margin);
+    CHECK(memcmp(got, b.logp.host, margin) == 0, "groups: written behind the end");
+    device_free(word);
+    free(got);
+    return b;
+}
+
+static void best_words_free(BestWords *b)
+{
+    stats_free(&b->logits);
+    stats_free(&b->logp);
+    free(b->word);
+}
+
+/* Integers are mostly equal to others, so the order of equals is seen. logp: as in test_gpu_head. */
+static void head_top_of(Shape s, size_t k)
+{
+    Acts x = acts_random(s.rows * s.in, INTEGERS);
+    Weights w = weights_random(s.out * s.in, INTEGERS);
+    BestWords b = best_words_of(x.device, w.device, s, k);
+    int32_t *word = (int32_t *)malloc(s.rows * k * sizeof *word);
+    float *logp = (float *)malloc(s.rows * k * sizeof *logp), largest = 0;
+    cpu_head_top_log_probabilities(host, b.logp.host, word, b.logits.host, x.host, w.host, s.rows, s.in, s.out, k);
+    check_stats("logits", &b.logits, s.out);
+    stats_download(dev, logp, b.logp.device, s.rows * k);
+    for (size_t i = 0; i < b.logits.n; i++) largest = fmaxf(largest, fabsf(b.logits.host[i]));
+    compare("logp", logp, b.logp.host, s.rows * k, k, 1e-6f, 2e-6f + 0x1p-26f * largest);
+    CHECK(memcmp(b.word, word, s.rows * k * sizeof *word) == 0, "%zu x %zu -> %zu: other words", s.rows, s.in, s.out);
+    note(FORWARD, WORD_GROUPS, s.rows, s.out, s.in);
+    acts_free(&x);
+    weights_drop(&w);
+    best_words_free(&b);
+    free(word);
+    free(logp);
+}
+
+static void test_head_top_log_probabilities(void)
+{
+    for (const Shape &s : shapes) on_all_floors([&] { head_top_of(s, 2); });
+}
+
 /* ================================================================================================================
  * Products with an epilogue
  *
@@ -502,6 +560,33 @@ static void test_row_bits(void)
     });
 }
 
+/* So have its best words, and once more when they are asked for again. */
+static void test_best_words_bits(void)
+{
+    const Shape s = {200, 72, 328};
+    const size_t k = 2;
+    on_all_floors([&] {
+        Acts x = acts_random(s.rows * s.in, REALS);
+        Weights w = weights_random(s.out * s.in, REALS);
+        BestWords all = best_words_of(x.device, w.device, s, k);
+        stats_download(dev, all.logits.host, all.logits.device, all.logits.n);
+        stats_download(dev, all.logp.host, all.logp.device, all.logp.n);
+        for (size_t rows : {1, 64, 129, 200}) {
+            const size_t first = s.rows - rows;
+            BestWords some = best_words_of(x.device + first * s.in, w.device, {rows, s.in, s.out}, k);
+            memcpy(some.logits.host, all.logits.host + first * s.out, some.logits.n * sizeof *some.logits.host);
+            memcpy(some.logp.host, all.logp.host + first * k, some.logp.n * sizeof *some.logp.host);
+            check_stats("logits of the same rows", &some.logits, s.out);
+            check_stats("logp of the same rows", &some.logp, k);
+            CHECK(memcmp(some.word, all.word + first * k, rows * k * sizeof *some.word) == 0, "%zu rows: words", rows);
+            best_words_free(&some);
+        }
+        acts_free(&x);
+        weights_drop(&w);
+        best_words_free(&all);
+    });
+}
+
 /* ================================================================================================================
  * The host's choices */
 
@@ -605,9 +690,11 @@ static const Test tests[] = {
     {"split_depth", test_split_depth},
     {"layers", test_layers},
     {"head_forward", test_head_forward},
+    {"head_top_log_probabilities", test_head_top_log_probabilities},
     {"linear_residual_forward", test_linear_residual_forward},
     {"linear_mlp", test_linear_mlp},
     {"row_bits", test_row_bits},
+    {"best_words_bits", test_best_words_bits},
     {"tile_order", test_tile_order},
     {"choices", test_choices},
     {"all_kernels_ran", test_all_kernels_ran},

@@ -309,10 +309,10 @@ void adafactor_update_rows(Device *dev, weight_t *p, const stat_t *g, const int3
 }
 
 /* Answers are never an end of sequence: decoding goes on as long as it may. */
-void top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, const logit_t *logits, size_t rows,
-                           size_t vocabulary, size_t k)
+void head_top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, logit_t *logits, const act_t *x,
+                                const weight_t *w, size_t rows, size_t in, size_t vocabulary, size_t k)
 {
-    (void)dev, (void)logits, (void)vocabulary;
+    head_forward(dev, logits, x, w, rows, in, vocabulary);
     for (size_t i = 0; i < rows * k; i++) word[i] = 5 + (int32_t)(i % k), logp[i] = -(stat_t)(1 + i % k);
 }
 
