@@ -187,8 +187,8 @@ typedef struct OffloadedTensor {
 } OffloadedTensor;
 
 /* Every allocation of weights, in a list: there are a handful (the model, prompts, an adapter and its bases). The lower
- * plane is on the card, or parked on the host in pinned memory, or its first `offloaded` elements are there and the
- * others on the card. Streamed: the upper one is on the host too. */
+ * plane is on the card, or parked on the host, or its first `offloaded` elements are there, in pinned memory, and the
+ * others on the card. Streamed: the upper one is on the host too, in pinned memory. */
 typedef struct WeightPlanes {
     struct WeightPlanes *next;
     weight_t *upper;
@@ -228,19 +228,6 @@ static weight_t *planes_add(weight_t *upper, int16_t *lower, int16_t *parked, si
     return upper;
 }
 
-static void *pinned_alloc(size_t bytes)
-{
-    void *memory = NULL;
-    if (cudaMallocHost(&memory, bytes ? bytes : 1) == cudaSuccess) return memory;
-    (void)cudaGetLastError(); /* as in device_alloc */
-    return NULL;
-}
-
-static void pinned_free(void *memory)
-{
-    cuda_check(cudaFreeHost(memory), "host memory");
-}
-
 extern "C" weight_t *weights_alloc(size_t n)
 {
     if (n > SIZE_MAX / 8) return NULL;
@@ -262,16 +249,19 @@ extern "C" weight_t *weights_alloc_model(const Device *dev, size_t n)
     if (n > SIZE_MAX / 8) return NULL;
     weight_t *upper = dev->streams_weights ? NULL : weights_alloc(n);
     if (upper) return upper;
-    int16_t *parked = (int16_t *)pinned_alloc(n * sizeof *parked);
+    int16_t *parked = (int16_t *)malloc(n * sizeof *parked);
     if (parked && !dev->streams_weights) upper = (weight_t *)device_alloc(n * sizeof *upper);
     const bool streamed = parked && !upper;
-    if (streamed) upper = (weight_t *)pinned_alloc(n * sizeof *upper);
+    if (streamed && cudaMallocHost((void **)&upper, n * sizeof *upper) != cudaSuccess) {
+        (void)cudaGetLastError(); /* as in device_alloc */
+        upper = NULL;
+    }
     if (upper && planes_add(upper, NULL, parked, n, streamed)) return upper;
     if (streamed)
-        pinned_free(upper);
+        cudaFreeHost(upper);
     else
         device_free(upper);
-    pinned_free(parked);
+    free(parked);
     return NULL;
 }
 
@@ -299,11 +289,12 @@ extern "C" void weights_free(weight_t *weights)
         }
         tensors_forget(planes);
         if (planes->streamed)
-            pinned_free(planes->upper);
+            cuda_check(cudaFreeHost(planes->upper), "host memory");
         else
             device_free(planes->upper);
         device_free(planes->lower);
-        pinned_free(planes->parked);
+        if (planes->offloaded) cuda_check(cudaHostUnregister(planes->parked), "host memory");
+        free(planes->parked);
         free(planes);
         return;
     }
@@ -650,6 +641,7 @@ static void offloading_end(Device *dev, WeightPlanes *planes)
     device_download(dev, planes->parked + planes->offloaded, weights_remainder(planes->upper + planes->offloaded),
                     stays * sizeof *planes->lower);
     device_free(planes->lower);
+    cuda_check(cudaHostUnregister(planes->parked), "host memory");
     tensors_forget(planes);
     planes->lower = NULL, planes->offloaded = 0;
 }
@@ -664,7 +656,7 @@ extern "C" int weights_park(Device *dev, weight_t *weights, bool parked, Error *
         return error_set(error, EXIT_FAILED, "memory: %zu weights are streamed from the host and cannot be trained",
                          planes->n);
     if (parked) {
-        planes->parked = (int16_t *)pinned_alloc(bytes);
+        planes->parked = (int16_t *)malloc(bytes ? bytes : 1);
         if (!planes->parked) return error_set(error, EXIT_FAILED, "memory: no room for %zu parked weights", planes->n);
         device_download(dev, planes->parked, planes->lower, bytes);
         device_free(planes->lower);
@@ -675,7 +667,7 @@ extern "C" int weights_park(Device *dev, weight_t *weights, bool parked, Error *
     if (!planes->lower)
         return error_set(error, EXIT_FAILED, "memory: no room on the card for %zu weights to be trained", planes->n);
     device_upload(dev, planes->lower, planes->parked, bytes);
-    pinned_free(planes->parked);
+    free(planes->parked);
     planes->parked = NULL;
     return 0;
 }
@@ -688,10 +680,15 @@ extern "C" int weights_offload(Device *dev, weight_t *weights, size_t n, Error *
                          planes->n);
     if (planes->offloaded == n) return 0;
     if (weights_park(dev, weights, true, error)) return -1;
+    if (cudaHostRegister(planes->parked, planes->n * sizeof *planes->parked, cudaHostRegisterDefault) != cudaSuccess) {
+        (void)cudaGetLastError(); /* as in device_alloc */
+        return error_set(error, EXIT_FAILED, "memory: the host cannot pin %zu offloaded weights", planes->n);
+    }
     planes->offloaded = n;
     planes->lower = (int16_t *)device_alloc((planes->n - first_on_card(planes)) * sizeof *planes->lower);
     if (!planes->lower) {
         planes->offloaded = 0;
+        cuda_check(cudaHostUnregister(planes->parked), "host memory");
         return error_set(error, EXIT_FAILED, "memory: no room on the card for %zu weights to be trained",
                          planes->n - n);
     }

@@ -1018,7 +1018,7 @@ enum cudaDeviceAttr {
     cudaDevAttrComputeCapabilityMinor = 76
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostRegisterDefault = 0 };
 
 namespace emulator
 {
@@ -1180,6 +1180,20 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000, cudaSuccess; }
 /* clang-format on */
+
+inline cudaError_t cudaHostRegister(void *memory, size_t bytes, unsigned)
+{
+    if (emulator::find_memory(memory, 1)) emulator::fail("host memory is pinned twice");
+    emulator::memories[(char *)memory] = {bytes, false};
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaHostUnregister(void *memory)
+{
+    if (!emulator::memories.erase((char *)memory)) emulator::fail("host memory is unpinned that was not pinned");
+    for (emulator::Stream *stream : emulator::streams) emulator::wait_for(stream, stream->asked);
+    return cudaSuccess;
+}
 
 inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
 {
