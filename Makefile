@@ -26,6 +26,9 @@ HEADERS   = promot.h $(wildcard data/*.h data/demo/*.h tokenizer/*.h tests/*.h)
 TESTS     = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c)) fuzz_formats
 # These run a second time with every number a double, for finite differences.
 DOUBLE    = test_kernels test_lora test_matmul_attention test_mixed_prompts test_model
+# And these a third time with doubles in the shortest vectors, of two numbers, whatever the machine has.
+NARROW    = test_kernels test_matmul_attention
+VARIANTS  = $(DOUBLE:%=double_%) $(NARROW:%=narrow_%)
 # Test programs include the file they test, promot.c among them.
 INCLUDED  = promot.c $(wildcard commands/*.c data/*.c data/demo/*.c)
 
@@ -77,6 +80,10 @@ $(B)/double_%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
 	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DPROMOT_DOUBLE -c $< -o $@.o
 	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/libparts.a $(LIBS) -o $@
 
+$(B)/narrow_%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
+	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DPROMOT_DOUBLE -DVECTOR_BYTES=16 -c $< -o $@.o
+	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/libparts.a $(LIBS) -o $@
+
 # Is what the build needs there? If not, it is installed where that is possible, or the line to run is printed.
 setup:
 	@mkdir -p $(B) build && CC="$(CC)" CXX="$(CXX)" sh tests/setup.sh
@@ -119,16 +126,16 @@ $(B)/promot-emulated: promot.c $(wildcard commands/*.c) $(HEADERS) $(GPU_PARTS:%
 
 $(B)/test_gpu_model: $(B)/promot-emulated
 
-test: promot $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
-	@sh tests/run.sh $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
+test: promot $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(VARIANTS:%=$(B)/%)
+	@sh tests/run.sh $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(VARIANTS:%=$(B)/%)
 
 # Without warnings: the plain build has them as errors, and sanitizers make gcc see ghosts.
 test-sanitized:
 	@$(MAKE) B=build/sanitized CFLAGS=-O1 CXXFLAGS=-O1 WARNINGS= EXTRA="$(SANITIZE)" build-tests
-	@sh tests/run.sh $(TESTS:%=build/sanitized/%) $(GPU_TESTS:%=build/sanitized/%) $(DOUBLE:%=build/sanitized/double_%)
+	@sh tests/run.sh $(TESTS:%=build/sanitized/%) $(GPU_TESTS:%=build/sanitized/%) $(VARIANTS:%=build/sanitized/%)
 
 .PHONY: build-tests
-build-tests: $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(DOUBLE:%=$(B)/double_%)
+build-tests: $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(VARIANTS:%=$(B)/%)
 
 # The same engine on a graphics card: promot.c without chapter 2, and the kernels of gpu/ in its place.
 gpu: $(B)/promot-gpu

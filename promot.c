@@ -221,7 +221,9 @@ static double random_normal(uint64_t key, uint64_t index)
  *
  * Loops are plain where the compiler makes vectors of them ("omp simd"). Where it cannot, as with exp and with sums, we
  * say it in GNU C's vector types: the same source for AVX-512, AVX, SSE and NEON. */
-#if defined __AVX512F__
+#if defined VECTOR_BYTES
+/* the tests', which want the shortest there are on every machine */
+#elif defined __AVX512F__
 #define VECTOR_BYTES 64
 #elif defined __AVX__
 #define VECTOR_BYTES 32
@@ -1228,13 +1230,13 @@ enum { TILE_ROWS = 4, TILE_VECTORS = LANES == 2 ? 2 : 3 };
 enum {
     TILE_COLUMNS = TILE_VECTORS * LANES,
     TILE_SUMS = TILE_ROWS * TILE_VECTORS,
-    MOST_VECTORS = 3,        /* of B in any tile */
-    DEPTH_BLOCK = 512,       /* the depth of a panel */
-    SLICE = 64,              /* the depth that is packed at a time */
-    HELD_ROWS = 1536,        /* of the shared operand at a time: a multiple of both panel widths */
-    HELD_ELEMENTS = 2 << 20, /* of the shared operand at a time: 8 MB */
-    CHUNK_ROWS = 96,         /* of the streamed operand at a time: a multiple of both panel widths */
-    FEW_QUERIES = 8,         /* up to here a block's product reads its operands in place */
+    MOST_VECTORS = LANES == 2 ? 2 : 3, /* of B in any tile */
+    DEPTH_BLOCK = 512,                 /* the depth of a panel */
+    SLICE = 64,                        /* the depth that is packed at a time */
+    HELD_ROWS = 1536,                  /* of the shared operand at a time: a multiple of both panel widths */
+    HELD_ELEMENTS = 2 << 20,           /* of the shared operand at a time: 8 MB */
+    CHUNK_ROWS = 96,                   /* of the streamed operand at a time: a multiple of both panel widths */
+    FEW_QUERIES = 8,                   /* up to here a block's product reads its operands in place */
 };
 
 #define UNROLLED _Pragma("GCC unroll 16")
@@ -1757,7 +1759,7 @@ static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_
 #if defined __AVX512F__
 enum { FEW_ROWS = 2 * LANES };
 #else
-enum { FEW_ROWS = LANES }; /* with fewer registers the next way is the better one sooner */
+enum { FEW_ROWS = LANES }; /* with shorter vectors the next way is the better one sooner */
 #endif
 enum { FEW_COLUMNS = LINE / sizeof(real_t) }; /* rows of w at a time */
 
@@ -1942,7 +1944,7 @@ static void some_rows_columns(real_t *y, size_t y_row, const real_t *panels, Ope
                               size_t n, size_t depth)
 {
     real_t product[SOME_COLUMNS * SOME_ROWS];
-    const size_t n_panels = (rows + 3 * LANES - 1) / (3 * LANES);
+    const size_t n_panels = ceil_div(rows, MOST_VECTORS * LANES);
     for (size_t k = 0, deep; k < depth; k += deep) {
         deep = min_size(DEPTH_BLOCK, depth - k);
         const size_t rest = depth - k - deep;
@@ -1961,7 +1963,7 @@ static void some_rows_columns(real_t *y, size_t y_row, const real_t *panels, Ope
     }
     for (size_t i = 0; i < rows; i += LANES)
         for (size_t j = 0; j < n; j += LANES) {
-            vec_t v[LANES]; /* of rows behind the last, whatever is there: it is not stored */
+            vec_t v[LANES]; /* of rows of w behind the last, whatever is there: it is not stored */
             UNROLLED for (size_t s = 0; s < LANES; s++) v[s] = vec_load(product + (j + s) * SOME_ROWS + i);
             transpose(v);
             for (size_t r = 0; r < min_size(LANES, rows - i); r++) vec_store_some(y + (i + r) * y_row + j, n - j, v[r]);
@@ -1971,6 +1973,7 @@ static void some_rows_columns(real_t *y, size_t y_row, const real_t *panels, Ope
 static void some_rows_forward(Device *dev, real_t *y, Operand x, Operand w, size_t rows, size_t in, size_t out)
 {
     const int threads = threads_for(dev, rows * in * out);
+    /* + LANES: where all panels have two vectors, the last one may have one too many */
     real_t *const panels = device_scratch(dev, (round_up(rows, LANES) + LANES) * in * sizeof *panels);
     for (size_t i = 0, width; i < rows; i += width) {
         width = some_rows_vectors(rows - i) * LANES;

@@ -306,8 +306,8 @@ static size_t stage_bytes(const Run *run, const Stage *stage, const StagePlan *p
            (decoding > activations ? decoding - activations : 0);
 }
 
-/* Chooses what is offloaded and how many layers are recomputed: no more than asked for, where that fits. A LoRA's
- * updates are of its own weights, and it is merged on the device. */
+/* Chooses what is offloaded and how many layers are recomputed: no more than asked for, where that fits. A model with a
+ * LoRA stays whole: it is merged and taken out again on the device. */
 static void fit_stage(const Run *run, Stage *stage, const StagePlan *plan, size_t available)
 {
     const T5Config *c = &run->model->config;
@@ -360,6 +360,8 @@ static int announce_stage(Run *run, size_t s, double speed, Error *error)
                 stage->name, stage->offload == OFFLOAD_ENCODER ? "encoder's" : "layers'", step / 1e9, step / PCIE_RATE,
                 PCIE_RATE / 1e9);
     }
+    if (!run->quiet && run->offload && !stage->offload)
+        fprintf(stderr, "stage %s: --offload has nothing to offload\n", stage->name);
     if (!run->quiet && weights_are_streamed(run->model->weights) && !stage->trains_model) {
         const double step =
             2.0 * (double)streaming_of(&run->model->config).layers * ceil((double)run->batch / (double)run->micro);

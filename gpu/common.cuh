@@ -70,7 +70,7 @@ struct Device {
     cudaEvent_t sent[STAGING_SLOTS]; /* the copies out of this slot are done */
     size_t slot, slot_used;          /* where the next upload is staged */
     bool streams_weights;            /* see device_stream_weights */
-    cudaStream_t fetching;           /* copies streamed weights */
+    cudaStream_t fetching;           /* brings streamed weights, and offloaded ones both ways */
     WeightSlot weight_slots[WEIGHT_SLOTS];
     size_t weight_slot; /* the one that is in turn */
     WeightSlot lower_slots[LOWER_SLOTS];

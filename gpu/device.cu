@@ -466,7 +466,7 @@ size_t weights_stride_here(const weight_t *w, size_t w_stride)
     return kept && kept->count > 1 ? kept->here : w_stride;
 }
 
-/* Makes room in a slot for n elements. It is not in turn, but its last readers may still be at work. */
+/* Makes room in a slot for n elements, of either half: both have 2 bytes. It is not in turn, but its last readers may still be at work. */
 static void slot_make_room(Device *dev, WeightSlot *slot, size_t n)
 {
     if (n <= slot->capacity) return;
@@ -476,7 +476,7 @@ static void slot_make_room(Device *dev, WeightSlot *slot, size_t n)
     slot->memory = (weight_t *)device_alloc(n * sizeof *slot->memory);
     slot->capacity = n;
     if (slot->memory) return;
-    fprintf(stderr, "promot: streamed weights: %zu bytes are not to be had\n", n * sizeof *slot->memory);
+    fprintf(stderr, "promot: weights on their way: %zu bytes are not to be had\n", n * sizeof *slot->memory);
     exit(EXIT_FAILED);
 }
 
@@ -622,7 +622,7 @@ void lower_return(Device *dev, const weight_t *first)
         if (!lower_slot(dev, next->piece.first)) lower_fetch(dev, planes, next->piece);
 }
 
-/* The host's copy is up to date, and what the slots have of it forgotten: it is about to change. */
+/* The host's copy is up to date, and what the slots have of it forgotten: it may change now. */
 static void offloaded_come_home(Device *dev)
 {
     cuda_check(cudaStreamSynchronize(dev->fetching), "offloaded weights");

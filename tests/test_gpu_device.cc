@@ -341,6 +341,7 @@ static void offloaded_weights_come_for_their_update(void)
     update(dev, (weight_t *)tensor(3).first, tensor(3).n);
     numbers = added(numbers, (size_t)(tensor(3).first - w), tensor(3).n, 1);
     CHECK(weights_park(dev, w, true, &error) == 0 && weights_device_bytes(w, N) == N * 2, "%s", error.text);
+    for (const WeightSlot &slot : dev->lower_slots) CHECK(!slot.memory && !slot.capacity, "a slot keeps its memory");
     holds(w, "parked");
     CHECK(weights_offload(dev, w, OFFLOADED, &error) == 0, "%s", error.text);
     update(dev, (weight_t *)tensor(0).first, tensor(0).n);
