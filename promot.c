@@ -1460,7 +1460,7 @@ ALWAYS_INLINE void fetch_ahead(Ahead *ahead, size_t lines)
 /* One tile's place among the others: which part of C it makes, and what it fetches on the way. */
 typedef struct {
     real_t *c;
-    size_t c_row, m, n; /* m <= TILE_ROWS, n <= TILE_COLUMNS */
+    size_t c_row, m, n; /* m, n: no more than its height and the numbers in its vectors */
     const char *next_b; /* of the next panel of B, this tile's share: next_b_step bytes at each step */
     size_t next_b_step;
     Ahead *ahead; /* ahead_lines of it for each SLICE of steps */
@@ -6457,6 +6457,7 @@ static Streaming streaming_of(const T5Config *c)
     return streaming;
 }
 
+/* What is offloaded then, and what it is good for. */
 typedef struct {
     size_t weights; /* the first so many of the model's */
     size_t saved;   /* bytes of device memory: their lower halves, less the slots for tensors on their way */

@@ -74,10 +74,10 @@ void weights_free(weight_t *weights);
  * place back, until the weights are to be trained (parked: false); whole or parked, they can be uploaded, downloaded
  * and copied. A CPU has no halves, and nothing happens. -1: no memory. */
 int weights_park(Device *dev, weight_t *weights, bool parked, Error *error);
-/* For training with less memory: from here on, and until they are parked or unparked, the lower halves of the first n
- * weights of an allocation are on the host too, and each tensor's comes to the device for its update alone. The same
- * bits. A tensor is updated whole, and lies before or behind the n-th weight. -1: no memory. */
-enum { LOWER_SLOTS = 4 }; /* tensors that have a place on the device for it */
+/* For training with less memory: from here on, until weights_park, the lower halves of the first n weights of an
+ * allocation are on the host too, and each tensor's comes to the device for its update alone, to one of LOWER_SLOTS
+ * places. The same bits. A tensor is updated whole, and lies before or behind the n-th weight. -1: no memory. */
+enum { LOWER_SLOTS = 4 };
 int weights_offload(Device *dev, weight_t *weights, size_t n, Error *error);
 
 /* A model's weights. Where a card has no room for both halves, the lower ones are parked from the start; where it has

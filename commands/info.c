@@ -133,10 +133,10 @@ static void print_method(const Options *o, const T5Config *c, size_t n_weights, 
         printf(", of %.2f GB that there are", (double)available / 1e9);
         fputs(plan.fits ? ": fits with" : ": does not fit", stdout);
         if (plan.fits && plan.micro < micro_batch(o)) printf(" --micro-batch %zu", plan.micro), joint = " and ";
-        if (plan.fits && plan.offload)
-            printf("%slower halves of %s weights offloaded", joint,
-                   plan.offload == OFFLOAD_ENCODER ? "the encoder's" : "the layers'"),
-                joint = " and ";
+        if (plan.fits && plan.offload) {
+            const char *whose = plan.offload == OFFLOAD_ENCODER ? "encoder's" : "layers'";
+            printf("%slower halves of the %s weights offloaded", joint, whose), joint = " and ";
+        }
         if (plan.fits && plan.recomputed) printf("%s%zu layers recomputed", joint, plan.recomputed), joint = " and ";
         if (plan.fits && plan.streamed) printf("%slayers streamed", joint);
         if (plan.fits) printf(" (%.2f GB)", (double)plan.bytes / 1e9);

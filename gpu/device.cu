@@ -466,7 +466,8 @@ size_t weights_stride_here(const weight_t *w, size_t w_stride)
     return kept && kept->count > 1 ? kept->here : w_stride;
 }
 
-/* Makes room in a slot for n elements, of either half: both have 2 bytes. It is not in turn, but its last readers may still be at work. */
+/* Makes room in a slot for n elements, of either half: both have 2 bytes. It is not in turn, but its last readers may
+ * still be at work. */
 static void slot_make_room(Device *dev, WeightSlot *slot, size_t n)
 {
     if (n <= slot->capacity) return;
@@ -646,15 +647,19 @@ static void offloading_end(Device *dev, WeightPlanes *planes)
     planes->lower = NULL, planes->offloaded = 0;
 }
 
+static int refuse_streamed(const WeightPlanes *planes, Error *error)
+{
+    return error_set(error, EXIT_FAILED, "memory: %zu weights are streamed from the host and cannot be trained",
+                     planes->n);
+}
+
 extern "C" int weights_park(Device *dev, weight_t *weights, bool parked, Error *error)
 {
     WeightPlanes *planes = planes_of(weights);
     const size_t bytes = planes->n * sizeof(int16_t);
     if (planes->offloaded) offloading_end(dev, planes);
     if (parked == (planes->parked != NULL)) return 0;
-    if (planes->streamed)
-        return error_set(error, EXIT_FAILED, "memory: %zu weights are streamed from the host and cannot be trained",
-                         planes->n);
+    if (planes->streamed) return refuse_streamed(planes, error);
     if (parked) {
         planes->parked = (int16_t *)malloc(bytes ? bytes : 1);
         if (!planes->parked) return error_set(error, EXIT_FAILED, "memory: no room for %zu parked weights", planes->n);
@@ -675,9 +680,7 @@ extern "C" int weights_park(Device *dev, weight_t *weights, bool parked, Error *
 extern "C" int weights_offload(Device *dev, weight_t *weights, size_t n, Error *error)
 {
     WeightPlanes *planes = planes_of(weights);
-    if (planes->streamed)
-        return error_set(error, EXIT_FAILED, "memory: %zu weights are streamed from the host and cannot be trained",
-                         planes->n);
+    if (planes->streamed) return refuse_streamed(planes, error);
     if (planes->offloaded == n) return 0;
     if (weights_park(dev, weights, true, error)) return -1;
     if (cudaHostRegister(planes->parked, planes->n * sizeof *planes->parked, cudaHostRegisterDefault) != cudaSuccess) {

@@ -327,8 +327,7 @@ static void test_streaming(void)
     free(command);
 }
 
-/* Nor does it change one where the lower halves of what is trained are: of the model, and of
- * its log. */
+/* Nor does it change one where the lower halves of what is trained are: of the model, and of its log. */
 static void test_offloading(void)
 {
     static const char train[] = "train --model data/demo/model --task-file data/demo/tasks/nli.json --task "
