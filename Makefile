@@ -26,9 +26,11 @@ HEADERS   = promot.h $(wildcard data/*.h data/demo/*.h tokenizer/*.h tests/*.h)
 TESTS     = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c)) fuzz_formats
 # These run a second time with every number a double, for finite differences.
 DOUBLE    = test_kernels test_lora test_matmul_attention test_mixed_prompts test_model
-# And these a third time with doubles in the shortest vectors, of two numbers, whatever the machine has.
+# And these with the shortest and the longest vectors there are, whatever the machine has: two doubles, and sixteen floats
+# with the bf16 products of a processor that has such vectors.
 NARROW    = test_kernels test_matmul_attention
-VARIANTS  = $(DOUBLE:%=double_%) $(NARROW:%=narrow_%)
+WIDE      = test_kernels test_matmul_attention test_model
+VARIANTS  = $(DOUBLE:%=double_%) $(NARROW:%=narrow_%) $(WIDE:%=wide_%)
 # Test programs include the file they test, promot.c among them.
 INCLUDED  = promot.c $(wildcard commands/*.c data/*.c data/demo/*.c)
 
@@ -36,6 +38,7 @@ INCLUDED  = promot.c $(wildcard commands/*.c data/*.c data/demo/*.c)
 GPU_CODE  = $(wildcard gpu/*.cu gpu/*.cuh tests/gpu_*.h)
 GPU_PARTS = $(filter-out bench,$(patsubst gpu/%.cu,%,$(wildcard gpu/*.cu)))
 GPU_TESTS = $(patsubst tests/%.cc,%,$(wildcard tests/test_gpu_*.cc))
+ALL_TESTS = test_gpu_model $(GPU_TESTS) $(filter-out test_gpu_model,$(TESTS)) $(VARIANTS) # the longest first
 NVCC     ?= nvcc
 GPU_ARCH ?= $(foreach a,80 90a 100,-gencode=arch=compute_$(a),code=sm_$(a)) -gencode=arch=compute_80,code=compute_80
 NVCC_    := $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -Xcompiler -Wall,-Wextra -Xptxas -v,-warn-spills
@@ -77,11 +80,16 @@ $(B)/%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
 $(B)/test_train: $(B)/world
 
 $(B)/double_%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
-	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DPROMOT_DOUBLE -c $< -o $@.o
+	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DBUILD='"$(B)/double"' -DPROMOT_DOUBLE -c $< -o $@.o
 	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/libparts.a $(LIBS) -o $@
 
 $(B)/narrow_%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
-	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DPROMOT_DOUBLE -DVECTOR_BYTES=16 -c $< -o $@.o
+	$(C) $(EXTRA) -I. -DPROMOT_NO_MAIN -DBUILD='"$(B)/narrow"' -DPROMOT_DOUBLE -DVECTOR_BYTES=16 -c $< -o $@.o
+	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/libparts.a $(LIBS) -o $@
+
+# -Wno-psabi: vectors longer than the machine's go between these functions only.
+$(B)/wide_%: tests/%.c $(HEADERS) $(INCLUDED) $(B)/libparts.a
+	$(C) $(EXTRA) -Wno-psabi -I. -DPROMOT_NO_MAIN -DBUILD='"$(B)/wide"' -DVECTOR_BYTES=64 -DBF16_IN_SOFTWARE -c $< -o $@.o
 	$(CXX_) $(EXTRA) $(OPENMP) $@.o $(B)/libparts.a $(LIBS) -o $@
 
 # Is what the build needs there? If not, it is installed where that is possible, or the line to run is printed.
@@ -126,46 +134,59 @@ $(B)/promot-emulated: promot.c $(wildcard commands/*.c) $(HEADERS) $(GPU_PARTS:%
 
 $(B)/test_gpu_model: $(B)/promot-emulated
 
-test: promot $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(VARIANTS:%=$(B)/%)
-	@sh tests/run.sh $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(VARIANTS:%=$(B)/%)
+test: promot $(ALL_TESTS:%=$(B)/%)
+	@sh tests/run.sh $(ALL_TESTS:%=$(B)/%)
 
 # Without warnings: the plain build has them as errors, and sanitizers make gcc see ghosts.
 test-sanitized:
 	@$(MAKE) B=build/sanitized CFLAGS=-O1 CXXFLAGS=-O1 WARNINGS= EXTRA="$(SANITIZE)" build-tests
-	@sh tests/run.sh $(TESTS:%=build/sanitized/%) $(GPU_TESTS:%=build/sanitized/%) $(VARIANTS:%=build/sanitized/%)
+	@sh tests/run.sh $(ALL_TESTS:%=build/sanitized/%)
 
 .PHONY: build-tests
-build-tests: $(TESTS:%=$(B)/%) $(GPU_TESTS:%=$(B)/%) $(VARIANTS:%=$(B)/%)
+build-tests: $(ALL_TESTS:%=$(B)/%)
 
 # The same engine on a graphics card: promot.c without chapter 2, and the kernels of gpu/ in its place.
 gpu: $(B)/promot-gpu
 	@cmp -s $< promot-gpu || { cp $< promot-gpu.new && mv promot-gpu.new promot-gpu; }
 
-# The kernels for every kind of card. A register spilled to memory, or a wgmma that the assembler serialises (its
-# advisories C75xx), is an error.
-gpu-check: $(GPU_PARTS:%=$(B)/gpu/%.o)
+# The kernels for every kind of card. A warning, a register spilled to memory, or a wgmma that the assembler serialises
+# (its advisories C75xx), is an error here; elsewhere another compiler may have its opinions.
+gpu-check: $(GPU_PARTS:%=$(B)/gpu/%.o) $(B)/gpu/bench.o
+	@! grep -E 'C75[0-9][0-9]|[1-9][0-9]* bytes spill|warning' $(^:=.log)
 
 $(B)/gpu/%.o: gpu/%.cu $(GPU_CODE) promot.h data/error.h
 	@mkdir -p $(@D)
 	@echo "$(NVCC) -c $<"
 	@$(NVCC_) -c $< -o $@ >$@.log 2>&1 || { cat $@.log; rm -f $@; exit 1; }
-	@! grep -E 'C75[0-9][0-9]|[1-9][0-9]* bytes spill|warning' $@.log || { rm -f $@; exit 1; }
 
 $(B)/promot-gpu: promot.c $(wildcard commands/*.c) $(HEADERS) $(GPU_PARTS:%=$(B)/gpu/%.o) $(B)/libparts.a | setup
 	$(C) -DNDEBUG -DPROMOT_GPU -c promot.c -o $(B)/promot_gpu.o
 	$(CXX_) $(OPENMP) $(B)/promot_gpu.o $(GPU_PARTS:%=$(B)/gpu/%.o) $(B)/libparts.a $(LIBS) $(CUDA_LIBS) -o $@
 
-# On a machine with a card, with nothing but nvcc: the tests of gpu/ once more on the card itself, and its speed.
+# On a machine with a card, with nothing but nvcc: the tests of gpu/ once more on the card itself, and its speed. They
+# are compiled as the program is. Where one hangs, B=build/waits DIAGNOSE=-DPROMOT_BOUNDED_WAITS names the barrier.
+DIAGNOSE ?=
 $(B)/card_%: tests/%.cc $(B)/gpu_twins.o $(GPU_CODE) tests/test.h
 	@echo "$(NVCC) -c $<"
-	@$(NVCC_) -DPROMOT_BOUNDED_WAITS -I. -x cu -c $< -o $@.o >$@.log 2>&1 || { cat $@.log; exit 1; }
+	@$(NVCC_) $(DIAGNOSE) -I. -x cu -c $< -o $@.o >$@.log 2>&1 || { cat $@.log; exit 1; }
 	$(CXX_) $(OPENMP) $@.o $(B)/gpu_twins.o $(CUDA_LIBS) -lm -o $@
 
 gpu-test: $(GPU_TESTS:%=$(B)/card_%)
-	@sh tests/run.sh $^
+	@JOBS=1 sh tests/run.sh $^
 
+# cuBLAS is the yardstick, where it is installed.
+CUBLAS    = $(shell echo '\#include <cublas_v2.h>' | $(NVCC) -E -x cu - >/dev/null 2>&1 && echo -lcublas)
 $(B)/gpu-bench: $(B)/gpu/bench.o $(GPU_PARTS:%=$(B)/gpu/%.o)
-	$(CXX_) $^ $(CUDA_LIBS) -lcublas -o $@
+	$(CXX_) $^ $(CUDA_LIBS) $(CUBLAS) -o $@
+
+# Hopper's large tiles made by two blocks together, to be measured beside one.
+$(B)/gpu-bench-cluster: $(B)/gpu/bench.o $(B)/gpu/matmul_cluster.o $(patsubst %,$(B)/gpu/%.o,$(filter-out matmul_hopper,$(GPU_PARTS)))
+	$(CXX_) $^ $(CUDA_LIBS) $(CUBLAS) -o $@
+
+$(B)/gpu/matmul_cluster.o: gpu/matmul_hopper.cu $(GPU_CODE) promot.h data/error.h
+	@mkdir -p $(@D)
+	@echo "$(NVCC) -DMATMUL_CLUSTER=2 -c $<"
+	@$(NVCC_) -DMATMUL_CLUSTER=2 -c $< -o $@ >$@.log 2>&1 || { cat $@.log; exit 1; }
 
 gpu-bench: $(B)/gpu-bench
 	@mkdir -p out

@@ -222,7 +222,7 @@ static double random_normal(uint64_t key, uint64_t index)
  * Loops are plain where the compiler makes vectors of them ("omp simd"). Where it cannot, as with exp and with sums, we
  * say it in GNU C's vector types: the same source for AVX-512, AVX, SSE and NEON. */
 #if defined VECTOR_BYTES
-/* the tests', which want the shortest there are on every machine */
+/* the tests', which want the shortest and the longest there are on every machine */
 #elif defined __AVX512F__
 #define VECTOR_BYTES 64
 #elif defined __AVX__
@@ -1222,7 +1222,7 @@ static Operand operand_from(Operand from, size_t row, size_t depth)
  * sums, 3 of B, one of A. Both are more than the 8 to 10 independent sums that keep two multiply-add units busy. Panels
  * are multiples of 4 wide, because packing transposes 4 x 4 blocks (hence fewer vectors where they hold but two
  * doubles). */
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if VECTOR_BYTES == 64 || defined(__aarch64__)
 enum { TILE_ROWS = 12, TILE_VECTORS = 2 };
 #else
 enum { TILE_ROWS = 4, TILE_VECTORS = LANES == 2 ? 2 : 3 };
@@ -1242,7 +1242,7 @@ enum {
 #define UNROLLED _Pragma("GCC unroll 16")
 /* A vector that many operations in a row use shall be loaded once: where registers are few, compilers would rather give
  * each operation the address, and then the loads take longer than the multiplications. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (VECTOR_BYTES < 64 || defined(__AVX512F__))
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 #elif defined(__aarch64__)
 #define IN_REGISTER(v) __asm__("" : "+w"(v))
@@ -1325,6 +1325,8 @@ bool device_has_bf16(void)
 {
 #if defined(__AVX512BF16__) && !defined(PROMOT_DOUBLE)
     return __builtin_cpu_supports("avx512bf16");
+#elif defined(BF16_IN_SOFTWARE) /* the tests', so that what surrounds the instruction runs on every machine */
+    return true;
 #else
     return false;
 #endif
@@ -1423,6 +1425,12 @@ ALWAYS_INLINE vec_t multiply_add(vec_t sum, const real_t *a, vec_t b, bool bf16)
         int32_t pair;
         memcpy(&pair, a, sizeof pair);
         return (vec_t)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
+    }
+#elif defined(BF16_IN_SOFTWARE)
+    if (bf16) {
+        const vec_bits_t pairs[] = {(vec_bits_t)vec_set(*a), (vec_bits_t)b};
+        sum += (vec_t)(pairs[0] << 16) * (vec_t)(pairs[1] << 16);
+        return sum + (vec_t)(pairs[0] & (int32_t)0xffff0000) * (vec_t)(pairs[1] & (int32_t)0xffff0000);
     }
 #endif
     (void)bf16;
@@ -1756,7 +1764,7 @@ static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_
  * packing it would cost more than the product. It is read in place, once, as fast as memory gives it, and transposed in
  * registers: lanes then run along the rows of w, and every sum runs along the depth as that of a tile does, block by
  * block. So a row of y has the same bits however many others there are. FEW_ROWS: rows of x at most. */
-#if defined __AVX512F__
+#if VECTOR_BYTES == 64
 enum { FEW_ROWS = 2 * LANES };
 #else
 enum { FEW_ROWS = LANES }; /* with shorter vectors the next way is the better one sooner */

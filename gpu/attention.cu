@@ -733,8 +733,8 @@ static __device__ __forceinline__ uint4 load_8(const bf16_t *row, int column, in
 /* One key and value for each query of a group. */
 template <int D, int QUERIES>
 static __device__ __forceinline__ void few_key(float (&max)[QUERIES], float (&sum)[QUERIES], float (&out)[QUERIES][8],
-                                               const float (&q)[QUERIES][8], uint4 k_bits, uint4 v_bits, int j,
-                                               int keys, int first_place, const Attention &at, int head)
+                                               const float (&q)[QUERIES][8], int queries, uint4 k_bits, uint4 v_bits,
+                                               int j, int keys, int first_place, const Attention &at, int head)
 {
     float k[8], v[8];
     unpack_8(k, k_bits);
@@ -744,8 +744,8 @@ static __device__ __forceinline__ void few_key(float (&max)[QUERIES], float (&su
         float s = 0;
         for (int c = 0; c < 8; c++) s += q[i][c] * k[c];
         for (int lane = 1; lane < D / 8; lane *= 2) s += __shfl_xor_sync(~0u, s, lane);
-        const int distance = j - first_place - i;
-        const bool visible = j < keys && (!at.causal || distance <= 0);
+        const int distance = j - first_place - i; /* of queries that do not exist perhaps beyond the table of buckets */
+        const bool visible = i < queries && j < keys && (!at.causal || distance <= 0);
         s = visible ? s * LOG2E + attention_bias(at, head, distance) : MASKED;
         const float new_max = fmaxf(max[i], s), factor = exp2_approx(max[i] - new_max);
         const float p = exp2_approx(s - new_max); /* no key seen yet: 1, but the group's max makes it weigh nothing */
@@ -798,8 +798,8 @@ static __device__ void attend_few(bf16_t *out, float *logsumexp, const bf16_t *q
         }
 #pragma unroll
         for (int a = 0; a < FEW_KEYS_AHEAD; a++)
-            few_key<D, QUERIES>(max, sum, out_sums, q, k[a], v[a], first + a * shared->GROUPS, keys, first_place, at,
-                                head);
+            few_key<D, QUERIES>(max, sum, out_sums, q, queries, k[a], v[a], first + a * shared->GROUPS, keys,
+                                first_place, at, head);
     }
 #pragma unroll
     for (int i = 0; i < QUERIES; i++) {

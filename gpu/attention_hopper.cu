@@ -423,6 +423,7 @@ static __device__ __forceinline__ void forward_rows(ForwardConsumer *c, bf16_t *
         mbarrier_wait(&shared->v_full[c->v.stage], c->v.phase); /* of the tile before: it came before these keys */
         mbarrier_wait(&shared->k_full[c->k.stage], c->k.phase);
         warpgroup_fence_operand(s);
+        warpgroup_fence_operand(p);
         warpgroup_fence_operand(o);
         wgmma_fence();
         issue_scores(s, q, shared->k[c->k.stage]);
@@ -432,6 +433,7 @@ static __device__ __forceinline__ void forward_rows(ForwardConsumer *c, bf16_t *
         wgmma_wait<1>(); /* the scores; the other product runs while the exponentials are made */
         forward_probabilities(c, s, &state, factor, at, biased, it, tile);
         wgmma_wait<0>();
+        warpgroup_fence_operand(p);
         warpgroup_fence_operand(o);
         arrive_warp(&shared->v_empty[c->v.stage]);
         ring_next(&c->v);
@@ -440,6 +442,7 @@ static __device__ __forceinline__ void forward_rows(ForwardConsumer *c, bf16_t *
         pack_operand(p, s);
     }
     mbarrier_wait(&shared->v_full[c->v.stage], c->v.phase);
+    warpgroup_fence_operand(p);
     warpgroup_fence_operand(o);
     wgmma_fence();
     issue_registers(o, p, shared->v[c->v.stage], it.key_tiles == 1);
@@ -486,6 +489,8 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             if (it.key_tiles) forward_rows(&c, out, logsumexp, at, windows.data != NULL, it);
         }
     }
+#else
+    __trap();
 #endif
 }
 
@@ -774,15 +779,15 @@ static __device__ __forceinline__ float operand_sum(const uint32_t (&ds)[8][4])
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* Adds a tile's dS to the sums of its window. Far windows: each thread has one sum of its own scores; near ones: of its
- * diagonals. Every number has one owner, who is always the same thread. */
+/* Adds a tile's dS to the sums of its window. Far windows: each thread has one sum of its own scores, `whole`; near ones:
+ * of its diagonals. Every number has one owner, who is always the same thread. */
 static __device__ __forceinline__ void add_to_window(const BackwardConsumer &c, const BackwardSettings &to,
-                                                     const bf16_t (*ds_tile)[TILE_ROWS * 64],
-                                                     const uint32_t (&ds)[8][4], int query_tile, int key_tile)
+                                                     const bf16_t (*ds_tile)[TILE_ROWS * 64], bool far, float whole,
+                                                     int query_tile, int key_tile)
 {
     float *const sums = window_sums_of(to, key_tile - query_tile + to.windows.first);
-    if (c.shared->window[c.q.stage][WINDOW_FAR] != 0) {
-        sums[0] += operand_sum(ds);
+    if (far) {
+        sums[0] += whole;
         return;
     }
     float sum[DIAGONALS];
@@ -852,11 +857,16 @@ static __device__ __forceinline__ void backward_step(BackwardConsumer *c, float 
     }
     store_ds(shared, stage, ds, key, place.column);
     fence_proxy_async_shared();
+    /* Before dS is an operand: from its product's issue to its end nobody else may read the registers. */
+    const bool far = to.window_sums && shared->window[stage][WINDOW_FAR] != 0;
+    const float whole = far ? operand_sum(ds) : 0;
+    warpgroup_fence_operand(p);
     warpgroup_fence_operand(dv);
     wgmma_fence();
     issue_registers(dv, p, dout, first);
     wgmma_commit();
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS); /* dS of both warpgroups is there */
+    warpgroup_fence_operand(ds);
     warpgroup_fence_operand(dk);
     warpgroup_fence_operand(dq);
     wgmma_fence();
@@ -864,12 +874,14 @@ static __device__ __forceinline__ void backward_step(BackwardConsumer *c, float 
     wgmma_commit();
     issue_registers(dk, ds, q, first);
     wgmma_commit();
-    if (to.window_sums) add_to_window(*c, to, ds_tile, ds, tile, key_tile);
+    if (to.window_sums) add_to_window(*c, to, ds_tile, far, whole, tile, key_tile);
     wgmma_wait<1>(); /* dq leaves while the product for dk runs */
+    warpgroup_fence_operand(p);
+    warpgroup_fence_operand(dv);
     warpgroup_fence_operand(dq);
     add_dq(*c, dq_sums_of(to, tile, c->warpgroup), dq, key_tile == 0);
     wgmma_wait<0>();
-    warpgroup_fence_operand(dv);
+    warpgroup_fence_operand(ds);
     warpgroup_fence_operand(dk);
     arrive_warp(&shared->q_empty[stage]);
     ring_next(&c->q);
@@ -999,6 +1011,8 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
             if (to.window_sums) finish_dbias(c, at, to, it);
         }
     }
+#else
+    __trap();
 #endif
 }
 

@@ -2,8 +2,9 @@
  *
  *     gpu-bench [--only GROUPS] [FILE]      FILE gets every measurement as a line of JSON
  *
- * First the card's two ceilings, measured in the same run: the vendor's library (cuBLAS, used here and nowhere else) on a
- * large product of random numbers, for seconds, and a long copy. Everything after it is a share of one of them:
+ * First the card's two ceilings, measured in the same run: the vendor's library (cuBLAS, used here and nowhere else; where
+ * it is not installed, our own product) on a large product of random numbers, for seconds, and a long copy. Everything
+ * after it is a share of one of them:
  *
  *     products     the three layouts of a linear layer at the shapes of mT5-XXL, large and small, in turn with cuBLAS
  *     epilogues    products that do something with their results at once, in turn with the bare product of ours
@@ -118,7 +119,19 @@ static bool fits(const Bench *b, const char *what, size_t rows, size_t n_weights
 }
 
 /* ================================================================================================================
- * The ceilings */
+ * A layer's product: ours and the vendor's. first and second are its two operands: x and w, dy and w, or dy and x. */
+static void our_product(Bench *b, Layout layout, void *c, const act_t *first, const bf16_t *second, size_t rows,
+                        size_t in, size_t out)
+{
+    if (layout == FORWARD) linear_forward(b->dev, (act_t *)c, first, second, rows, in, out);
+    if (layout == BACKWARD_INPUT) linear_backward_input(b->dev, (act_t *)c, first, second, rows, in, out, false);
+    if (layout == BACKWARD_WEIGHT) linear_backward_weight(b->dev, (stat_t *)c, first, second, rows, in, out, false);
+    if (layout == HEAD_FORWARD) head_forward(b->dev, (logit_t *)c, first, second, rows, in, out);
+}
+
+#if HAS_CUBLAS
+static const char yardstick[] = "cuBLAS";
+
 static void cublas_check(cublasStatus_t status, const char *what)
 {
     if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -126,25 +139,71 @@ static void cublas_check(cublasStatus_t status, const char *what)
     exit(EXIT_FAILED);
 }
 
-/* The library counts columns first: its matrices are our transposes, so it computes cᵀ = bᵀ · aᵀ. first and second are
- * the two operands of the layer's product: x and w, dy and w, or dy and x. */
+/* The library counts columns first: its matrices are our transposes, so it computes cᵀ = bᵀ · aᵀ. */
 static void cublas_product(Bench *b, Layout layout, void *c, const act_t *first, const bf16_t *second, size_t rows,
-                           size_t in, size_t out, bool accumulate = false)
+                           size_t in, size_t out)
 {
     const bool weight = layout == BACKWARD_WEIGHT, forward = layout == FORWARD || layout == HEAD_FORWARD;
-    const float one = 1, old = accumulate ? 1 : 0;
+    const float one = 1, zero = 0;
     const int width = (int)(forward ? out : in), height = (int)(weight ? out : rows),
               depth = (int)(forward  ? in
                             : weight ? rows
                                      : out);
     cublas_check(cublasGemmEx(b->cublas, forward ? CUBLAS_OP_T : CUBLAS_OP_N, weight ? CUBLAS_OP_T : CUBLAS_OP_N, width,
                               height, depth, &one, second, CUDA_R_16BF, (int)in, first, CUDA_R_16BF,
-                              (int)(forward ? in : out), &old, c,
+                              (int)(forward ? in : out), &zero, c,
                               weight || layout == HEAD_FORWARD ? CUDA_R_32F : CUDA_R_16BF, width, CUBLAS_COMPUTE_32F,
                               CUBLAS_GEMM_DEFAULT),
                  "product");
 }
 
+/* What all products are a share of. */
+static void yardstick_product(Bench *b, void *y, const act_t *x, const bf16_t *w, size_t side)
+{
+    cublas_product(b, FORWARD, y, x, w, side, side, side);
+}
+
+static void vendor_open(Bench *b)
+{
+    cublas_check(cublasCreate(&b->cublas), "no handle");
+    cublas_check(cublasSetStream(b->cublas, b->dev->stream), "stream");
+}
+
+static void vendor_close(Bench *b)
+{
+    cublasDestroy(b->cublas);
+}
+
+/* The i-th call of a measurement, with the i-th of `turns` weights. */
+static auto vendor_product(Bench *b, Layout layout, void *c, const act_t *first, const bf16_t *second, size_t turns,
+                           size_t rows, size_t in, size_t out)
+{
+    return [=](size_t i) { cublas_product(b, layout, c, first, second + i % turns * in * out, rows, in, out); };
+}
+#else
+static const char yardstick[] = "our product";
+
+static void yardstick_product(Bench *b, void *y, const act_t *x, const bf16_t *w, size_t side)
+{
+    our_product(b, FORWARD, y, x, w, side, side, side);
+}
+
+static void vendor_open(Bench *)
+{
+}
+
+static void vendor_close(Bench *)
+{
+}
+
+static Nobody vendor_product(Bench *, Layout, void *, const act_t *, const bf16_t *, size_t, size_t, size_t, size_t)
+{
+    return {};
+}
+#endif
+
+/* ================================================================================================================
+ * The ceilings */
 template <typename Call> static double seconds_of_many(Bench *b, size_t times, Call call)
 {
     cuda_check(cudaEventRecord(b->event[0][0][0], b->dev->stream), "clock");
@@ -159,12 +218,12 @@ static void measure_product_ceiling(Bench *b)
     take_anew(b);
     const size_t side = rows_that_fit(b, CEILING_SIDE, 6 * CEILING_SIDE, 0);
     act_t *y = take_acts(b, side * side), *x = random_acts(b, side * side, 1), *w = random_acts(b, side * side, 1);
-    const auto call = [&] { cublas_product(b, FORWARD, y, x, w, side, side, side); };
+    const auto call = [&] { yardstick_product(b, y, x, w, side); };
     seconds_of_many(b, 1, call);
     const size_t times = between(4, 4 / seconds_of_many(b, 4, call), 2000);
     seconds_of_many(b, times, call);
     b->product_rate = 2.0 * (double)side * (double)(side * side) * (double)times / seconds_of_many(b, times, call);
-    printf("cuBLAS, bf16, %zu x %zu x %zu of random numbers, sustained %10.1f TFLOP/s\n", side, side, side,
+    printf("%s, bf16, %zu x %zu x %zu of random numbers, sustained %10.1f TFLOP/s\n", yardstick, side, side, side,
            b->product_rate / 1e12);
     if (b->out) fprintf(b->out, "{\"ceiling\": \"product\", \"flops_per_second\": %.6g}\n", b->product_rate);
 }
@@ -205,8 +264,9 @@ static void measure_host_copies(Bench *b)
             device_wait(b->dev);
             cuda_check(cudaEventRecord(event[0], b->dev->stream), "clock");
             cuda_check(cudaStreamWaitEvent(other, event[0], 0), "clock");
-            if (way != 1) cudaMemcpyAsync(card[0], host[0], bytes, cudaMemcpyHostToDevice, b->dev->stream);
-            if (way != 0) cudaMemcpyAsync(host[1], card[1], bytes, cudaMemcpyDeviceToHost, other);
+            if (way != 1)
+                cuda_check(cudaMemcpyAsync(card[0], host[0], bytes, cudaMemcpyHostToDevice, b->dev->stream), "a copy");
+            if (way != 0) cuda_check(cudaMemcpyAsync(host[1], card[1], bytes, cudaMemcpyDeviceToHost, other), "a copy");
             cuda_check(cudaEventRecord(b->event[1][0][0], other), "clock");
             cuda_check(cudaStreamWaitEvent(b->dev->stream, b->event[1][0][0], 0), "clock");
             cuda_check(cudaEventRecord(event[1], b->dev->stream), "clock");
@@ -223,7 +283,7 @@ static void measure_host_copies(Bench *b)
 /* ================================================================================================================
  * Products */
 
-/* What the elements of a layer's product must be. first and second as in cublas_product. */
+/* What the elements of a layer's product must be. first and second as in our_product. */
 static ProductReference product_reference(Layout layout, const act_t *first, const bf16_t *second, size_t rows,
                                           size_t in, size_t out)
 {
@@ -231,15 +291,6 @@ static ProductReference product_reference(Layout layout, const act_t *first, con
     if (layout == BACKWARD_INPUT) return {first, second, out, 1, 0, 1, in, 0, out, 1, fp32};
     if (layout == BACKWARD_WEIGHT) return {first, second, 1, out, 0, 1, in, 0, rows, 1, fp32};
     return {first, second, in, 1, 0, in, 1, 0, in, 1, fp32};
-}
-
-static void our_product(Bench *b, Layout layout, void *c, const act_t *first, const bf16_t *second, size_t rows,
-                        size_t in, size_t out)
-{
-    if (layout == FORWARD) linear_forward(b->dev, (act_t *)c, first, second, rows, in, out);
-    if (layout == BACKWARD_INPUT) linear_backward_input(b->dev, (act_t *)c, first, second, rows, in, out, false);
-    if (layout == BACKWARD_WEIGHT) linear_backward_weight(b->dev, (stat_t *)c, first, second, rows, in, out, false);
-    if (layout == HEAD_FORWARD) head_forward(b->dev, (logit_t *)c, first, second, rows, in, out);
 }
 
 /* One layer and layout beside the library. is_large: the mark of large products counts it; is_marked: the other one. */
@@ -265,11 +316,12 @@ static void product(Bench *b, const ModelSizes *model, Layout layout, const char
                       fp32 ? result_of((stat_t *)c, width) : result_of((act_t *)c, width), height, width);
     measure(
         b, &row, [&](size_t i) { our_product(b, layout, c, first, second + i % turns * in * out, rows, in, out); },
-        [&](size_t i) { cublas_product(b, layout, c, first, second + i % turns * in * out, rows, in, out); });
+        vendor_product(b, layout, c, first, second, turns, rows, in, out));
     row.kernel = kernel;
     row.flops = 2.0 * (double)rows * (double)in * (double)out;
     snprintf(row.shape, sizeof row.shape, "%zu x %zu -> %zu", rows, in, out);
     report(b, "products", &row);
+    if (!HAS_CUBLAS) return;
     const double ratio = row.theirs.seconds / row.ours.seconds;
     if (is_marked) mark(b, MARK_PRODUCTS_ALL, ratio, &row);
     if (is_large && rows == wanted) mark(b, MARK_PRODUCTS_LARGE, ratio, &row);
@@ -950,7 +1002,7 @@ static void decoding_product(Bench *b, Layout layout, const char *kernel, size_t
                       size == 4 ? result_of((stat_t *)y, out) : result_of((act_t *)y, out), rows, out);
     measure(
         b, &row, [&](size_t i) { our_product(b, layout, y, x, b->weights + i % turns * in * out, rows, in, out); },
-        [&](size_t i) { cublas_product(b, layout, y, x, b->weights + i % turns * in * out, rows, in, out); });
+        vendor_product(b, layout, y, x, b->weights, turns, rows, in, out));
     row.flops = 2.0 * (double)rows * (double)in * (double)out;
     row.bytes = 2.0 * (double)(rows * in + in * out) + (double)(size * rows * out);
     snprintf(row.shape, sizeof row.shape, "%zu x %zu -> %zu", rows, in, out);
@@ -1061,8 +1113,7 @@ static int bench_open(Bench *b, Error *error)
     for (auto &contestant : b->event)
         for (auto &round : contestant)
             for (cudaEvent_t &event : round) cuda_check(cudaEventCreate(&event), "clock");
-    cublas_check(cublasCreate(&b->cublas), "no handle");
-    cublas_check(cublasSetStream(b->cublas, b->dev->stream), "stream");
+    vendor_open(b);
     marks_begin(b);
     bench_describe(b);
     return bench_memory(b, error);
@@ -1072,7 +1123,7 @@ static int bench_close(Bench *b)
 {
     const bool broken = b->out && (ferror(b->out) || fclose(b->out));
     if (broken) fprintf(stderr, "gpu-bench: the file cannot be written\n");
-    cublasDestroy(b->cublas);
+    vendor_close(b);
     for (auto &contestant : b->event)
         for (auto &round : contestant)
             for (cudaEvent_t event : round) cudaEventDestroy(event);

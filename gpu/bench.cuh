@@ -17,7 +17,13 @@
 
 #include "common.cuh"
 
+/* The yardstick, where it is installed. */
+#if __has_include(<cublas_v2.h>)
 #include <cublas_v2.h>
+#define HAS_CUBLAS 1
+#else
+#define HAS_CUBLAS 0
+#endif
 
 enum {
     MOST_ROUNDS = 25, /* samples of a contestant */
@@ -66,7 +72,9 @@ struct Timing {
 
 struct Bench {
     Device *dev;
+#if HAS_CUBLAS
     cublasHandle_t cublas;
+#endif
     FILE *out;        /* a line of JSON for each measurement; NULL: nowhere */
     const char *only; /* the groups that are wanted, between commas; NULL: all */
     cudaEvent_t event[2][MOST_ROUNDS][2];

@@ -150,8 +150,11 @@ extern "C" void *device_alloc(size_t bytes)
     return NULL;
 }
 
+/* Kernels and copies that use the memory may be under way. cudaFree waits for them today, but is free not to. */
 extern "C" void device_free(void *memory)
 {
+    if (!memory) return;
+    cuda_check(cudaDeviceSynchronize(), "device memory");
     cuda_check(cudaFree(memory), "device memory");
 }
 
@@ -281,6 +284,7 @@ extern "C" void weights_free(weight_t *weights)
         WeightPlanes *planes = *at;
         if (planes->upper != weights) continue;
         *at = planes->next;
+        cuda_check(cudaDeviceSynchronize(), "weights"); /* copies from host memory may be under way */
         while (planes->kept) {
             KeptWeights *kept = planes->kept;
             planes->kept = kept->next;
@@ -300,13 +304,16 @@ extern "C" void weights_free(weight_t *weights)
     }
 }
 
-/* The end of an allocation belongs to it, so that empty tensors and ends of loops have a remainder too. NULL: such
- * memory is of no allocation of weights. */
+/* The end of an allocation belongs to it, so that empty tensors and ends of loops have a remainder too, unless another
+ * allocation begins there. NULL: such memory is of no allocation of weights. */
 static WeightPlanes *planes_find(const weight_t *weights)
 {
-    for (WeightPlanes *planes = weight_planes; planes; planes = planes->next)
-        if (weights >= planes->upper && weights <= planes->upper + planes->n) return planes;
-    return NULL;
+    WeightPlanes *ends_there = NULL;
+    for (WeightPlanes *planes = weight_planes; planes; planes = planes->next) {
+        if (weights >= planes->upper && weights < planes->upper + planes->n) return planes;
+        if (weights == planes->upper + planes->n) ends_there = planes;
+    }
+    return ends_there;
 }
 
 static WeightPlanes *planes_of(const weight_t *weights)

@@ -10,7 +10,8 @@
  * neither a row nor a column of chunks falls on the same banks (swizzled(), below). TMA writes and reads it so when the
  * box is 128 bytes wide. A wider operand is several such tiles, one behind another.
  *
- * A kernel guards its body with HOPPER_CODE: other cards compile it empty, and device->hopper keeps them from it. */
+ * A kernel guards its body with HOPPER_CODE: for other cards it is a trap. device->hopper keeps them from it, and a
+ * Hopper card whose code (sm_90a) was not built stops there and does not go on with what was in memory before. */
 #ifndef PROMOT_HOPPER_CUH
 #define PROMOT_HOPPER_CUH
 
@@ -171,11 +172,13 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t *bar, uint32_
                  : "memory");
 }
 
-/* Arrives at the barrier at the same place in block `cta` of the cluster. */
+/* Arrives at the barrier at the same place in block `cta` of the cluster. No order of ordinary memory goes with it
+ * (.release.cluster would cost a fence of the whole card at every stage): what a stage holds is written by TMA and read
+ * by wgmma, which has been waited for, and by nobody else. */
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint64_t *bar, uint32_t cta)
 {
     asm volatile("{\n\t.reg .b32 remote;\n\tmapa.shared::cluster.u32 remote, %0, %1;\n\t"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n\t}" ::"r"(shared_address(bar)),
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n\t}" ::"r"(shared_address(bar)),
                  "r"(cta)
                  : "memory");
 }
@@ -191,19 +194,8 @@ __device__ __forceinline__ bool mbarrier_try_wait(uint64_t *bar, uint32_t parity
     return done;
 }
 
-/* The same with the memory order that arrivals from other blocks of the cluster need. */
-__device__ __forceinline__ bool mbarrier_try_wait_cluster(uint64_t *bar, uint32_t parity)
-{
-    uint32_t done;
-    asm volatile("{\n\t.reg .pred done;\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n\t"
-                 "selp.u32 %0, 1, 0, done;\n\t}"
-                 : "=r"(done)
-                 : "r"(shared_address(bar)), "r"(parity)
-                 : "memory");
-    return done;
-}
-
-/* A wait that never ends is the usual first bug. -DPROMOT_BOUNDED_WAITS makes a line of it. */
+/* A wait that never ends is the usual first bug. -DPROMOT_BOUNDED_WAITS makes a line of it, and slower code: beside a
+ * call such as printf's the assembler finishes every wgmma before the next. */
 __device__ __forceinline__ void mbarrier_spin(bool done, uint32_t *polls, uint64_t *bar, uint32_t parity)
 {
 #ifdef PROMOT_BOUNDED_WAITS
@@ -220,13 +212,6 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t *bar, uint32_t parity)
 {
     uint32_t polls = 0;
     for (bool done = false; !done; mbarrier_spin(done, &polls, bar, parity)) done = mbarrier_try_wait(bar, parity);
-}
-
-__device__ __forceinline__ void mbarrier_wait_cluster(uint64_t *bar, uint32_t parity)
-{
-    uint32_t polls = 0;
-    for (bool done = false; !done; mbarrier_spin(done, &polls, bar, parity))
-        done = mbarrier_try_wait_cluster(bar, parity);
 }
 
 /* ================================================================================================================
@@ -453,11 +438,19 @@ template <int N> __device__ __forceinline__ void wgmma_wait()
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-/* Keeps the compiler from moving other uses of accumulators across: before the fence and after the wait. */
+/* Keeps the compiler from moving other uses of a product's registers across: before the fence and after the wait.
+ * Accumulators, */
 template <int R> __device__ __forceinline__ void warpgroup_fence_operand(float (&d)[R])
 {
 #pragma unroll
     for (int i = 0; i < R; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+/* and an A operand in registers, which belongs to the product as long, even for reading. */
+template <int R> __device__ __forceinline__ void warpgroup_fence_operand(uint32_t (&a)[R][4])
+{
+#pragma unroll
+    for (int i = 0; i < 4 * R; i++) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
 }
 
 /* The registers' names in the text, and their values behind it, eight at a time. */

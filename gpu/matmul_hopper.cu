@@ -146,10 +146,7 @@ static __device__ inline void produce(const CUtensorMap *a, const CUtensorMap *b
         for (uint32_t block = place.first_block; block < place.end_block; block++) {
             char *stage = ring.stages + at.stage * Tile::STAGE_BYTES;
             uint64_t *full = &ring.full[at.stage];
-            if constexpr (Tile::CLUSTER > 1)
-                mbarrier_wait_cluster(&ring.empty[at.stage], at.parity);
-            else
-                mbarrier_wait(&ring.empty[at.stage], at.parity);
+            mbarrier_wait(&ring.empty[at.stage], at.parity);
             mbarrier_arrive_expect_tx(full, Tile::STAGE_BYTES);
             load_operand<Tile::M, L == BACKWARD_WEIGHT, 1>(stage, a, place.row, place.row + Tile::M / 2, k, layer, 0,
                                                            full);
@@ -250,7 +247,8 @@ static __global__ void __launch_bounds__(Tile::THREADS, 1)
 #if HOPPER_CODE
     DYNAMIC_SHARED(char, shared);
     const StageRing<Tile> ring = ring_of<Tile>(shared);
-    const int warpgroup = threadIdx.x / 128;
+    const int warpgroup =
+        __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0); /* so the compiler sees that a warp agrees on it */
     if (threadIdx.x == 0) {
         for (int s = 0; s < Tile::STAGES; s++) {
             mbarrier_init(&ring.full[s], 1);
@@ -270,6 +268,8 @@ static __global__ void __launch_bounds__(Tile::THREADS, 1)
         consume<Tile, L, E>(p, ring, warpgroup - 1);
     }
     if constexpr (Tile::CLUSTER > 1) sync_all<Tile::CLUSTER>(); /* the other block may still write here */
+#else
+    __trap();
 #endif
 }
 

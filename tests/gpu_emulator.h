@@ -24,12 +24,13 @@
  *
  * PROMOT_EMULATOR_MEMORY=BYTES is what the card has.
  *
- * Counts. PROMOT_EMULATOR_COUNTS=FILE has the number of launches, of waits for the card (asked for, or hidden in a free or
- * in a copy that no pinned memory serves), of those that leave it nothing to do, of allocations and frees, of
- * bytes copied to the card, and the most memory that was in use, written there when the program ends.
+ * Counts. PROMOT_EMULATOR_COUNTS=FILE has the number of launches, of waits for the card (asked for, or hidden in a copy
+ * that no pinned memory serves), of those that leave it nothing to do, of allocations and frees, of bytes copied to the
+ * card, and the most memory that was in use, written there when the program ends.
  *
  * Complaints. What hardware would punish with a hang or with silence ends the program here with a line: a deadlock (who
- * waits for what), lanes of a warp that do different things, misaligned addresses, an access outside of shared memory.
+ * waits for what), lanes of a warp that do different things, misaligned addresses, an access outside of shared memory,
+ * memory of the card that is freed before all streams have been waited for.
  *
  * Not seen: the memory model (stores are visible at once, in order), time, bank conflicts, registers, and anything that
  * only the real assembler or driver decides. */
@@ -1145,8 +1146,9 @@ inline cudaError_t release(void *memory)
     auto found = memories.find((char *)memory);
     if (found == memories.end()) fail("free of memory that was not allocated");
     machine.allocations++;
-    for (Stream *stream : streams) wait_for(stream, stream->asked);
     const Memory m = found->second;
+    for (const Stream *stream : streams)
+        if (m.on_device && stream->known < stream->asked) fail("memory is freed that a stream may still use");
     for (unsigned i = 0; !EMULATOR_ASAN && i < GUARD_BYTES; i++)
         if (((unsigned char *)memory)[m.bytes + i] != GUARD)
             fail("a write behind %zu bytes of memory, by %u", m.bytes, i);
@@ -1225,6 +1227,12 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned)
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     emulator::wait_for(stream, stream->asked);
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceSynchronize()
+{
+    for (cudaStream_t stream : emulator::streams) cudaStreamSynchronize(stream);
     return cudaSuccess;
 }
 

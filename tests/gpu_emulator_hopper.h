@@ -626,11 +626,6 @@ inline void mbarrier_wait(uint64_t *bar, uint32_t parity)
         emulator::fail("mbarrier_wait: two phases ended before this thread saw the first");
 }
 
-inline void mbarrier_wait_cluster(uint64_t *bar, uint32_t parity)
-{
-    mbarrier_wait(bar, parity);
-}
-
 inline void tma_prefetch_map(const CUtensorMap *)
 {
 }
@@ -806,6 +801,10 @@ template <int N> void wgmma_wait()
 }
 
 template <int R> void warpgroup_fence_operand(float (&)[R])
+{
+}
+
+template <int R> void warpgroup_fence_operand(uint32_t (&)[R][4])
 {
 }
 

@@ -1,21 +1,18 @@
 #!/bin/sh
-# Runs test programs one after the other and ends with a line of the sum: N passed, N failed, N skipped.
-# Each prints such a line of its own last; one that does not (a crash) counts as a failure.
+# Runs test programs, as many at a time as there are cores (or JOBS of them), and ends with a line of the sum: N passed,
+# N failed, N skipped. Each prints such a line of its own last; one that does not (a crash) counts as a failure.
 export OMP_WAIT_POLICY=passive # threads that wait must not take the cores of a shared machine
-passed=0 failed=0 skipped=0
-for program in "$@"; do
-    line=$("$program" | tail -n 1)
+jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}
+printf '%s\n' "$@" | xargs -n 1 -P "$jobs" sh -c '
+    line=$("$0" | tail -n 1)
     case "$line" in
-    *' passed, '*' failed, '*' skipped')
-        echo "$(basename "$program"): $line"
-        set -- $line
-        passed=$((passed + $1)) failed=$((failed + $3)) skipped=$((skipped + $5))
-        ;;
-    *)
-        echo "$(basename "$program"): ended before its end"
-        failed=$((failed + 1))
-        ;;
+    *" passed, "*" failed, "*" skipped") ;;
+    *) line="it ended before its end: 0 passed, 1 failed, 0 skipped" ;;
     esac
-done
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" = 0 ]
+    echo "${0##*/}: $line"' | awk -v programs=$# '
+    { print; fflush(); passed += $(NF - 5); failed += $(NF - 3); skipped += $(NF - 1) }
+    END {
+        failed += programs - NR
+        print passed + 0 " passed, " failed + 0 " failed, " skipped + 0 " skipped"
+        exit failed > 0
+    }'

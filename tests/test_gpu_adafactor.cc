@@ -177,6 +177,7 @@ static void check_whole(size_t n, double clip, double weight_decay, bool scale_b
     for (size_t i = 0; i < 3; i++) {
         const AdafactorStep step = step_number(i, clip, weight_decay, scale_by_parameter);
         const cpu::AdafactorStep cpu_step = on_host(step);
+        v = device_v.read();
         const SecondMoment moment = {nullptr, nullptr, device_v, nullptr};
         const cpu::SecondMoment host_moment = {nullptr, nullptr, v.data(), nullptr};
         const Floats g = random_floats(n, 1e-3f);
@@ -185,7 +186,9 @@ static void check_whole(size_t n, double clip, double weight_decay, bool scale_b
         adafactor_update(dev, device_p, Stats(g), &moment, 1, n, &step);
         cpu_adafactor_update(host, p.data(), g.data(), &host_moment, 1, n, &cpu_step);
         check_weights(device_p.read(), p, before, "whole", 1, n);
-        CHECK(same_bits(device_v.read(), v), "n %zu", n);
+        /* In double on both sides, where compilers may fuse either product with the sum: rounded, one last place. */
+        const Floats moved = device_v.read();
+        for (size_t e = 0; e < n; e++) CHECK(fabsf(moved[e] - v[e]) <= 0x1p-23f * v[e], "n %zu, element %zu", n, e);
     }
 }
 

@@ -102,6 +102,12 @@ static void weights_have_their_remainders(void)
     for (size_t i = 0; i < N; i++) numbers[i] = sinf((float)i);
     CHECK(weights_remainder(a + 17) - weights_remainder(a) == 17);
     CHECK(weights_remainder(c + N) - weights_remainder(c) == N);
+    /* One that ends where c begins, as a card may place it, does not take c from itself. */
+    WeightPlanes before_c = {};
+    before_c.next = weight_planes, before_c.upper = c - N, before_c.n = N, before_c.lower = weights_remainder(a);
+    weight_planes = &before_c;
+    CHECK(planes_of(c) != &before_c && planes_of(c - 1) == &before_c);
+    weight_planes = before_c.next;
     weights_upload(device(), a, numbers.data(), N);
     weights_copy(device(), c + 3, a + 1, N - 3);
     weights_free(b);

@@ -448,7 +448,7 @@ static __device__ void produce(const CUtensorMap *a_map, const CUtensorMap *b_ma
     for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x)
         for (int k = 0; k < k_blocks; k++) {
             unsigned char *a_tile = stages + stage * STAGE_BYTES, *b_tile = a_tile + A_BYTES;
-            mbarrier_wait_cluster(&empty[stage], phase);
+            mbarrier_wait(&empty[stage], phase);
             mbarrier_arrive_expect_tx(&full[stage], MISTAKE == WRONG_BYTES ? STAGE_BYTES - 4096 : STAGE_BYTES);
             tma_load_2d(a_tile, a_map, 64 * k, 128 * tile, &full[stage]);
             tma_load_2d_multicast(b_tile + 4096 * rank, b_map, 64 * k, (int)(32 * rank), &full[stage], 3);

@@ -24,7 +24,7 @@ static void *counted_aligned_alloc(size_t alignment, size_t bytes)
 #include "steps.h"
 #undef aligned_alloc
 
-#define SCRATCH "build/test/lora"
+#define SCRATCH BUILD "/test/lora"
 #define GOLDEN "tests/golden/lora"
 #define MODELS "tests/golden/model"
 #define ANY_BATCH MODELS "/t5_tied.ragged" /* whose ids every model below has */

@@ -22,7 +22,7 @@ static void *counted_aligned_alloc(size_t alignment, size_t bytes)
 #include "steps.h"
 #undef aligned_alloc
 
-#define SCRATCH "build/test/model"
+#define SCRATCH BUILD "/test/model"
 
 /* Two ways to sum the same numbers differ by rounding: a few hundred terms of 6e-8 (1e-16) each, adding up at random
  * through some twenty layers of operations. */
