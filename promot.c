@@ -79,10 +79,10 @@
 /* ================================================================================================================
  * [1] Errors, memory, random numbers
  *
- * A function that can fail fills an Error and returns -1 or NULL; its caller hands it on. Only main prints.
+ * A function that can fail fills an Error and returns -1 or NULL; its caller hands it on, and main alone prints it.
  * Host memory that is small against a model (lists, names, a batch's ids) comes from the two functions below, which
- * end the program when there is none: there is nothing left to save then, and every file is written atomically.
- * Model-sized memory is asked for with device_alloc and refused politely. */
+ * end the program when there is none: there is nothing left to save then, and every file is written atomically. What
+ * host_alloc returns is zeroed. Model-sized memory is asked for with device_alloc, and its lack is an Error. */
 
 static void *host_alloc(size_t count, size_t size)
 {
@@ -182,7 +182,8 @@ static uint64_t random_mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
-/* A new key from a key and a number: the key of step s is random_fold(seed, s), as JAX's fold_in makes it. */
+/* A new key from a key and a number: what fold_in is in JAX (not with JAX's bits). Keys are folded again and again: the
+ * key of a training step comes from the seed, the stage and the step in turn. */
 static uint64_t random_fold(uint64_t key, uint64_t data)
 {
     const uint64_t golden = 0x9E3779B97F4A7C15u;
@@ -232,7 +233,8 @@ static double random_normal(uint64_t key, uint64_t index)
 #endif
 enum { LANES = VECTOR_BYTES / sizeof(real_t) };
 
-/* aligned(sizeof(real_t)): rows of any width may be loaded from; may_alias: through a pointer to plain numbers. */
+/* aligned(sizeof(real_t)): a vector may begin at any element, whatever the width of a row; may_alias: plain numbers may
+ * be read through a vec_t pointer. */
 typedef real_t vec_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real_t)), may_alias));
 #ifdef PROMOT_DOUBLE
 typedef int64_t lane_bits_t;
@@ -251,7 +253,8 @@ static inline vec_t vec_select(vec_bits_t mask, vec_t yes, vec_t no)
     return (vec_t)((mask & (vec_bits_t)yes) | (~mask & (vec_bits_t)no));
 }
 
-/* The last columns of a row are loaded and stored like all others, only fewer of them: n is what is left of the row. */
+/* The end of a row takes the same code as the rest of it. n is what is left of the row, which may be more than a vector
+ * holds; if it is less, the lanes behind it get `fill`, and are not stored. */
 static inline vec_t vec_load_some(const real_t *from, size_t n, real_t fill)
 {
     if (n >= LANES) return *(const vec_t *)from;
@@ -332,12 +335,12 @@ static real_t sum_of_squares(const real_t *x, size_t n)
     return sum_lanes(sum);
 }
 
-static real_t largest_size(const real_t *x, size_t n)
+static real_t largest_magnitude(const real_t *x, size_t n)
 {
     vec_t largest = {0};
     for (size_t i = 0; i < n; i += LANES) {
-        const vec_t v = vec_load_some(x + i, n - i, 0), size = vec_select(v < 0, -v, v);
-        largest = vec_select(size > largest, size, largest);
+        const vec_t v = vec_load_some(x + i, n - i, 0), magnitude = vec_select(v < 0, -v, v);
+        largest = vec_select(magnitude > largest, magnitude, largest);
     }
     return max_of((const real_t *)&largest, LANES);
 }
@@ -421,8 +424,8 @@ size_t device_memory_available(void)
     return kilobytes * 1024;
 }
 
-/* Large tensors ask for pages of 2 MiB: a fine-tuning step walks through gigabytes, and small pages would cost it a
- * miss of the address cache every 4 KiB. */
+/* Large tensors ask for pages of 2 MiB: a fine-tuning step walks through gigabytes, and small pages would cost it a TLB
+ * miss every 4 KiB. */
 void *device_alloc(size_t bytes)
 {
     const size_t huge_page = (size_t)2 << 20;
@@ -451,7 +454,8 @@ void weights_free(weight_t *weights)
     device_free(weights);
 }
 
-/* Kernels return nothing, so there is nobody to tell when their scratch cannot grow: this is the one way out. */
+/* The one scratch buffer of a device, for one kernel at a time: the next call may move it, and nothing in it is kept.
+ * Kernels return nothing, so there is nobody to tell when it cannot grow: this is the one way out. */
 static void *device_scratch(Device *dev, size_t bytes)
 {
     if (bytes > dev->scratch_bytes) {
@@ -665,9 +669,10 @@ static void dropout_row(real_t *scale, const Dropout *d, uint32_t site, uint32_t
     }
 }
 
-/* Everything that has dropout works element by element. It is cut into pieces of at most 64 rows of one sequence and
- * 1024 columns; a mask that the rows of a sequence share is made once for each piece. A RowKernel does n columns of one
- * row, `at` being the place of the first of them, and multiplies by factor[0 … n-1], which is 1 without dropout. */
+/* Dropout of activations works element by element, with the operation beside it (attention's, of probabilities, is done
+ * there). The work is cut into pieces of at most 64 rows of one sequence and 1024 columns; a mask that the rows of a
+ * sequence share is made once for each piece. A RowKernel does n columns of one row, from `column` on; `row` counts in
+ * the packed matrix. It multiplies by factor[0 … n-1], which is 1 without dropout. */
 enum { PIECE_ROWS = 64, PIECE_COLUMNS = 1024 };
 
 typedef struct {
@@ -700,7 +705,7 @@ static void for_each_piece(Device *dev, RowKernel *kernel, const Operands *opera
     }
 }
 
-static void dropout_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+static void row_dropout(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
 {
     const size_t at = row * o->width + column;
 #pragma omp simd
@@ -709,11 +714,11 @@ static void dropout_piece(const Operands *o, size_t row, size_t column, size_t n
 
 void dropout_forward(Device *dev, act_t *x, const Sequences *seqs, size_t width, const Dropout *dropout)
 {
-    if (dropout->rate > 0) for_each_piece(dev, dropout_piece, &(Operands){x, x, NULL, width}, seqs, dropout);
+    if (dropout->rate > 0) for_each_piece(dev, row_dropout, &(Operands){x, x, NULL, width}, seqs, dropout);
 }
 
 /* The residual stream: out = x + dropout(branch). */
-static void residual_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+static void row_residual(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
 {
     const size_t at = row * o->width + column;
 #pragma omp simd
@@ -723,14 +728,14 @@ static void residual_piece(const Operands *o, size_t row, size_t column, size_t 
 void residual_forward(Device *dev, act_t *out, const act_t *x, const act_t *branch, const Sequences *seqs, size_t width,
                       const Dropout *dropout)
 {
-    for_each_piece(dev, residual_piece, &(Operands){out, x, branch, width}, seqs, dropout);
+    for_each_piece(dev, row_residual, &(Operands){out, x, branch, width}, seqs, dropout);
 }
 
 /* dbranch = dout * mask / (1 - rate); dx = dout needs no work. */
 void residual_backward(Device *dev, act_t *dbranch, const act_t *dout, const Sequences *seqs, size_t width,
                        const Dropout *dropout)
 {
-    for_each_piece(dev, dropout_piece, &(Operands){dbranch, dout, NULL, width}, seqs, dropout);
+    for_each_piece(dev, row_dropout, &(Operands){dbranch, dout, NULL, width}, seqs, dropout);
 }
 
 /* ----------------------------------------------------------------------------------------------------------------
@@ -798,7 +803,7 @@ static inline vec_t gelu_gate(vec_t a)
     return 1 / (1 + vec_exp(-GELU_2C * a * (1 + GELU_CUBIC * a * a)));
 }
 
-static void gelu_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+static void row_gelu(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
 {
     const act_t *a0 = o->a + row * 2 * o->width + column, *a1 = a0 + o->width;
     act_t *h = o->out + row * o->width + column;
@@ -809,7 +814,7 @@ static void gelu_piece(const Operands *o, size_t row, size_t column, size_t n, c
 }
 
 /* da0 = dh a1 gelu'(a0), da1 = dh gelu(a0), where dh already has the dropout factor. */
-static void gelu_backward_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+static void row_gelu_backward(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
 {
     const act_t *a0 = o->b + row * 2 * o->width + column, *a1 = a0 + o->width;
     const act_t *dh = o->a + row * o->width + column;
@@ -823,7 +828,7 @@ static void gelu_backward_piece(const Operands *o, size_t row, size_t column, si
     }
 }
 
-static void relu_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+static void row_relu(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
 {
     const size_t at = row * o->width + column;
 #pragma omp simd
@@ -832,7 +837,7 @@ static void relu_piece(const Operands *o, size_t row, size_t column, size_t n, c
     }
 }
 
-static void relu_backward_piece(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
+static void row_relu_backward(const Operands *o, size_t row, size_t column, size_t n, const real_t *factor)
 {
     const size_t at = row * o->width + column;
 #pragma omp simd
@@ -842,14 +847,14 @@ static void relu_backward_piece(const Operands *o, size_t row, size_t column, si
 void mlp_activation_forward(Device *dev, MlpKind kind, act_t *h, const act_t *a, const Sequences *seqs, size_t d_ff,
                             const Dropout *dropout)
 {
-    RowKernel *kernel = kind == MLP_RELU ? relu_piece : gelu_piece;
+    RowKernel *kernel = kind == MLP_RELU ? row_relu : row_gelu;
     for_each_piece(dev, kernel, &(Operands){h, a, NULL, d_ff}, seqs, dropout);
 }
 
 void mlp_activation_backward(Device *dev, MlpKind kind, act_t *da, const act_t *dh, const act_t *a,
                              const Sequences *seqs, size_t d_ff, const Dropout *dropout)
 {
-    RowKernel *kernel = kind == MLP_RELU ? relu_backward_piece : gelu_backward_piece;
+    RowKernel *kernel = kind == MLP_RELU ? row_relu_backward : row_gelu_backward;
     for_each_piece(dev, kernel, &(Operands){da, dh, a, d_ff}, seqs, dropout);
 }
 
@@ -873,7 +878,7 @@ static RowSums row_sums(const logit_t *x, size_t n)
 {
     RowSums s = {.max = -(real_t)FLT_MAX}; /* finite: -infinity less itself would be NaN */
     for (size_t first = 0; first < n; first += SCAN_BLOCK) {
-        const act_t *block = x + first;
+        const logit_t *block = x + first;
         const size_t count = min_size(n - first, SCAN_BLOCK);
         const real_t max = max_of(block, count);
         if (max > s.max) {
@@ -889,7 +894,8 @@ static RowSums row_sums(const logit_t *x, size_t n)
     return s;
 }
 
-/* d loss / d logits = scale [(1 + 2 z logZ) p - q], q = 1 - e at the target and low elsewhere. */
+/* d loss / d logits = scale [(1 + 2 z logZ) p - q]: p is the softmax, and q the target with label smoothing e, 1 - e at
+ * the target and low = e / (n - 1) elsewhere. */
 static void loss_gradient(act_t *dlogits, const logit_t *logits, size_t n, int32_t target, const RowSums *s,
                           const LossSettings *settings)
 {
@@ -1018,15 +1024,15 @@ static double factored_statistics(const FactoredUpdate *u, size_t first, size_t 
                 parameter_squares += (double)(known ? known[row] : sum_of_squares(u->p + row * u->columns, u->columns));
         }
         for (size_t j = 0; j < u->columns; j += LANES) {
-            const size_t some = u->columns - j;
-            vec_t square_sum = vec_load_some(squares + j, some, 0), weighted_sum = vec_load_some(weighted + j, some, 0);
+            const size_t left = u->columns - j;
+            vec_t square_sum = vec_load_some(squares + j, left, 0), weighted_sum = vec_load_some(weighted + j, left, 0);
             for (size_t i = 0; i < n; i++) {
-                const vec_t v = vec_load_some(g + i * u->columns + j, some, 0), square = v * v;
+                const vec_t v = vec_load_some(g + i * u->columns + j, left, 0), square = v * v;
                 square_sum += square;
                 weighted_sum += square * inverse[i];
             }
-            vec_store_some(squares + j, some, square_sum);
-            vec_store_some(weighted + j, some, weighted_sum);
+            vec_store_some(squares + j, left, square_sum);
+            vec_store_some(weighted + j, left, weighted_sum);
         }
     }
     return parameter_squares;
@@ -1040,12 +1046,12 @@ static void factored_apply(const FactoredUpdate *u, size_t k, const stat_t *colu
     weight_t *p = u->p + row * u->columns;
     const real_t keep = (real_t)(1 - u->step->weight_decay);
     const real_t factor = (real_t)(scale / sqrt((double)u->moment->row[row]));
-    vec_t squares = {0}; /* lane by lane as sum_of_squares has them */
+    vec_t squares = {0}; /* in sum_of_squares's order: the bits that rows_sum_of_squares would give */
     for (size_t j = 0; j < u->columns; j += LANES) {
-        const size_t some = u->columns - j;
-        const vec_t update = vec_load_some(g + j, some, 0) * vec_load_some(column_factor + j, some, 0);
-        const vec_t next = keep * vec_load_some(p + j, some, 0) - factor * update;
-        vec_store_some(p + j, some, next);
+        const size_t left = u->columns - j;
+        const vec_t update = vec_load_some(g + j, left, 0) * vec_load_some(column_factor + j, left, 0);
+        const vec_t next = keep * vec_load_some(p + j, left, 0) - factor * update;
+        vec_store_some(p + j, left, next);
         squares += next * next;
     }
     if (u->moment->row_squares) u->moment->row_squares[row] = sum_lanes(squares);
@@ -1104,6 +1110,7 @@ static void factored_update(Device *dev, const FactoredUpdate *u)
     }
 
     const double mean = columns <= rows ? mean_of(column, columns) : mean_of(row, rows);
+    /* RMS(p) is that of all rows; with an index factored_statistics saw the touched ones only. */
     double p2 = u->index ? sum_in_double(u->moment->row_squares, rows) : 0, y2 = 0;
     for (size_t b = 0; !u->index && b < blocks; b++) p2 += parameter_squares[b];
     for (size_t j = 0; j < columns; j++) {
@@ -1115,7 +1122,8 @@ static void factored_update(Device *dev, const FactoredUpdate *u)
     for (size_t k = 0; k < u->n; k++) factored_apply(u, k, column_factor, scale);
 }
 
-/* The update of a small tensor, in blocks of 4096 elements. */
+/* The update where the second moment is whole. Sums go over blocks of 4096 elements, whatever the threads are, and the
+ * blocks are added in their order. */
 static void whole_update(Device *dev, weight_t *p, const stat_t *g, stat_t *v, size_t n, const AdafactorStep *step)
 {
     const size_t block = 4096, blocks = ceil_div(n, block);
@@ -1197,11 +1205,11 @@ void dot_product(Device *dev, double *dot, const stat_t *a, const stat_t *b, siz
  *
  *   registers   a tile of C, TILE_ROWS x TILE_COLUMNS, stays in registers while the sum runs along the depth. Each step
  *               loads TILE_ROWS + TILE_VECTORS values and does TILE_ROWS * TILE_VECTORS multiply-adds.
- *   caches      operands are first copied ("packed") into panels in which the tile's loop reads strictly forwards; a
- *               panel of each operand fits in the first and second cache, DEPTH_BLOCK steps long.
- *   threads     the smaller operand is packed once, by all threads together, and then read by all; the larger one is
- *               streamed: each thread takes a chunk of it, packs that for itself, and owns the rows (or columns) of C
- *               that belong to the chunk.
+ *   caches      operands are first copied ("packed") into panels in which the tile's loop reads strictly forwards. A
+ *               panel is DEPTH_BLOCK steps long: one of A fits in the first cache, one of B in the second.
+ *   threads     the smaller operand is *held*: packed by all threads together, at most HELD_ELEMENTS of it at a time,
+ *               and then read by all. The larger one is *streamed* past it: each thread takes a chunk of it, packs that
+ *               for itself, and owns the rows (or columns) of C that belong to the chunk.
  *
  * The depth is always cut at multiples of DEPTH_BLOCK and a tile always sums in the same order, so that the result does
  * not depend on the number of threads, nor a row of C on how many others there are. */
@@ -1233,10 +1241,10 @@ enum {
     MOST_VECTORS = LANES == 2 ? 2 : 3, /* of B in any tile */
     DEPTH_BLOCK = 512,                 /* the depth of a panel */
     SLICE = 64,                        /* the depth that is packed at a time */
-    HELD_ROWS = 1536,                  /* of the shared operand at a time: a multiple of both panel widths */
-    HELD_ELEMENTS = 2 << 20,           /* of the shared operand at a time: 8 MB */
+    HELD_ROWS = 1536,                  /* of the held operand at a time: a multiple of both panel widths */
+    HELD_ELEMENTS = 2 << 20,           /* of the held operand at a time: 8 MB */
     CHUNK_ROWS = 96,                   /* of the streamed operand at a time: a multiple of both panel widths */
-    FEW_QUERIES = 8,                   /* up to here a block's product reads its operands in place */
+    FEW_QUERIES = 8,                   /* rows of A: up to here matmul_block reads both operands in place */
 };
 
 #define UNROLLED _Pragma("GCC unroll 16")
@@ -1253,7 +1261,7 @@ enum {
 
 static size_t round_up(size_t n, size_t multiple)
 {
-    return (n + multiple - 1) / multiple * multiple;
+    return ceil_div(n, multiple) * multiple;
 }
 
 ALWAYS_INLINE vec_t vec_load(const real_t *p)
@@ -1269,8 +1277,8 @@ ALWAYS_INLINE void vec_store(real_t *p, vec_t v)
 /* --- bfloat16: the upper half of a float. In double there is none, and rounding does nothing. */
 
 #ifndef PROMOT_DOUBLE
-/* The bits of x rounded to the nearest bf16, ties to even: add half of the last kept place, less one if that is even
- * (the last kept bit), and cut. */
+/* x rounded to the nearest bf16, ties to even, as the upper half of a float's bits: add just under half of the last
+ * kept place (0x7fff), and 1 more if the last kept bit is odd, so that a tie goes to even; then cut. */
 ALWAYS_INLINE uint32_t bf16_bits(float x)
 {
     uint32_t bits;
@@ -1299,7 +1307,7 @@ ALWAYS_INLINE vec_t vec_bf16_round(vec_t x)
 #endif
 }
 
-/* Two neighbours along the depth, in the space of one fp32. */
+/* Two neighbours along the depth, in the space of one fp32: the first in the lower half. */
 ALWAYS_INLINE real_t bf16_pair(real_t first, real_t second)
 {
 #ifndef PROMOT_DOUBLE
@@ -1536,9 +1544,8 @@ static void multiply_panels(real_t *c, size_t c_row, const real_t *a, const real
                             bool accumulate, MatmulPrecision precision, Ahead ahead)
 {
     const size_t steps = panel_steps(depth, precision);
-    const size_t tiles = (m + TILE_ROWS - 1) / TILE_ROWS, slices = (steps + SLICE - 1) / SLICE;
-    const size_t all_tiles = tiles * ((n + TILE_COLUMNS - 1) / TILE_COLUMNS),
-                 lines = ahead.runs * (ahead.run / LINE + 1);
+    const size_t tiles = ceil_div(m, TILE_ROWS), slices = ceil_div(steps, SLICE);
+    const size_t all_tiles = tiles * ceil_div(n, TILE_COLUMNS), lines = ahead.runs * (ahead.run / LINE + 1);
     Tile t = {.c_row = c_row,
               .next_b_step = TILE_COLUMNS * sizeof *b / tiles,
               .ahead = &ahead,
@@ -1588,7 +1595,7 @@ ALWAYS_INLINE void dot_tile(real_t *c, size_t c_row, Operand a, Operand b, size_
 }
 
 /* c (=) or (+=) a · bᵀ where both are contiguous along the depth: 4 rows of B at a time meet all rows of A. */
-static void few_rows_dot(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth,
+static void in_place_dot(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth,
                          bool accumulate, bool bf16)
 {
     for (size_t j = 0; j < n; j += n - j >= 4 ? 4 : 1)
@@ -1608,7 +1615,7 @@ static void few_rows_dot(real_t *c, size_t c_row, Operand a, Operand b, size_t m
 }
 
 /* c (=) or (+=) a · bᵀ where the rows of B are neighbours in memory: each row of C is a weighted sum of vectors. */
-static void few_rows_sum(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth,
+static void in_place_sum(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth,
                          bool accumulate, bool bf16)
 {
     for (size_t i = 0; i < m; i++) {
@@ -1665,13 +1672,14 @@ static size_t matmul_block_scratch(size_t m, size_t n, size_t depth)
     return (round_up(m, TILE_ROWS) + round_up(n, TILE_COLUMNS)) * depth;
 }
 
+/* c [m, n] (=) or (+=) a · bᵀ by one thread. In bf16 both operands are packed, for they must come in pairs. */
 static void matmul_block(real_t *c, size_t c_row, Operand a, Operand b, size_t m, size_t n, size_t depth,
                          bool accumulate, MatmulPrecision precision, real_t *scratch)
 {
     if (m <= FEW_QUERIES && a.depth == 1 && b.depth == 1) {
-        few_rows_dot(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
+        in_place_dot(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
     } else if (m <= FEW_QUERIES && a.depth == 1) {
-        few_rows_sum(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
+        in_place_sum(c, c_row, a, b, m, n, depth, accumulate, precision == MATMUL_BF16);
     } else {
         real_t *const b_panels = scratch + round_up(m, TILE_ROWS) * depth;
         pack_panels(b_panels, TILE_COLUMNS, b, n, depth, precision);
@@ -1728,18 +1736,20 @@ static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_
     const int threads = threads_for(dev, m * n * depth);
     const size_t held_rows = min_size(HELD_ROWS, round_up(hold.rows, hold.width));
     const size_t held_depth = HELD_ELEMENTS / held_rows / DEPTH_BLOCK * DEPTH_BLOCK; /* at least one DEPTH_BLOCK */
-    /* Small chunks where there would be too few for the threads, but never less than a panel. */
+    /* At least four chunks for each thread, where there are rows enough, but none smaller than a panel. */
     const size_t share = round_up(stream.rows / (4 * (size_t)threads) + 1, stream.width);
     const size_t chunk_rows = min_size(round_up(CHUNK_ROWS, stream.width), share);
     const size_t chunk_elements = round_up(chunk_rows * min_size(depth, DEPTH_BLOCK), 16);
     const size_t held_elements = round_up(held_rows * min_size(depth, held_depth), 16);
     real_t *const held = device_scratch(dev, (held_elements + (size_t)threads * chunk_elements) * sizeof *held);
 
+    /* Every thread runs the two outer loops. The two "omp for" share out their work, and all threads wait at the end of
+     * each, so that no panel is read before it is packed, or packed over while another thread reads it. */
 #pragma omp parallel num_threads(threads)
     for (size_t k = 0; k < depth; k += held_depth)
         for (size_t h = 0; h < hold.rows; h += held_rows) {
             const size_t rows = min_size(held_rows, hold.rows - h), deep = min_size(held_depth, depth - k);
-            const size_t panels = (rows + hold.width - 1) / hold.width, blocks = (deep + DEPTH_BLOCK - 1) / DEPTH_BLOCK;
+            const size_t panels = ceil_div(rows, hold.width), blocks = ceil_div(deep, DEPTH_BLOCK);
             const size_t block = panels * hold.width * panel_steps(DEPTH_BLOCK, precision);
 #pragma omp for
             for (size_t p = 0; p < panels * blocks; p++) {
@@ -1769,7 +1779,7 @@ enum { FEW_ROWS = 2 * LANES };
 #else
 enum { FEW_ROWS = LANES }; /* with shorter vectors the next way is the better one sooner */
 #endif
-enum { FEW_COLUMNS = LINE / sizeof(real_t) }; /* rows of w at a time */
+enum { FEW_COLUMNS = LINE / sizeof(real_t) }; /* rows of w at a time; also the numbers in a cache line */
 
 /* Lists of lanes for a shuffle of two vectors, where those of the second count on from those of the first. In lanes
  * whose bit d is set, UPPER takes the second vector's number of d places before and LOWER its own; in the others UPPER
@@ -1790,7 +1800,8 @@ enum { FEW_COLUMNS = LINE / sizeof(real_t) }; /* rows of w at a time */
 #define ALL_LANES LANES_16
 #endif
 
-/* Exchanges the d x d blocks beside the diagonal of each 2d x 2d block. */
+/* Exchanges the d x d blocks beside the diagonal of each 2d x 2d block; nothing where d >= LANES. (The % are for such d
+ * only: the loop's body must still compile.) */
 #define EXCHANGE(v, d)                                                                                                 \
     UNROLLED for (int i = 0; i < LANES; i++) if ((d) < LANES && !(i & (d)))                                            \
     {                                                                                                                  \
@@ -1847,7 +1858,8 @@ ALWAYS_INLINE void load_columns(vec_t column[LANES], Operand w, size_t n, size_t
         for (size_t s = 0; s < deep; s++) column[s][j] = w.data[j * w.row + s];
 }
 
-/* The same from n <= LANES rows of w, `deep` <= LANES places of them. */
+/* few_rows_add with the first `deep` <= LANES places of n <= LANES rows of w. The usual `deep` is passed as a constant,
+ * so that its loop unrolls. */
 ALWAYS_INLINE void few_rows_block(vec_t *sum, Operand x, Operand w, size_t m, size_t n, size_t deep, bool bf16)
 {
     vec_t column[LANES];
@@ -1890,7 +1902,8 @@ static void few_rows_forward(Device *dev, real_t *y, Operand x, Operand w, size_
 {
     const bool bf16 = dev->precision == MATMUL_BF16;
     const int threads = threads_for(dev, rows * in * out);
-    /* A processor foresees how a stream goes on, one in each page of 4 KB: where rows are shorter it must be told. */
+    /* A processor's prefetcher follows one stream in each page of 4 KB. Where rows are shorter than a page, several
+     * streams share one, and it must be told what comes next. */
     const size_t ahead = in * sizeof(real_t) < 4096 ? FEW_COLUMNS * in : 0;
     if (bf16) {
         const size_t steps = panel_steps(in, MATMUL_BF16);
@@ -1913,15 +1926,17 @@ static void few_rows_forward(Device *dev, real_t *y, Operand x, Operand w, size_
 /* --- more tokens: up to SOME_ROWS of them (the beams of a batch) are too many to meet a weight in registers, and still
  * so few that packing it costs a fifth of the product. So the sides change places. The product is yᵀ = w · xᵀ: x, which
  * is small, is packed, lanes run along its rows, and a tile reads the rows of w where they lie, one number at a time.
- * Tiles have two or three vectors of x, as its rows come out best, and as many rows of w as there are sums. yᵀ is
- * transposed on its way to y. Sums run as in every tile, so the bits are those of the other ways. */
+ * Tiles have two or three vectors of x, and as many rows of w as then make TILE_SUMS sums. yᵀ is transposed on its way
+ * to y. Sums run as in every tile, so the bits are those of the other ways. Not in bf16: a tile wants pairs of both
+ * sides, and w would have to be packed after all. */
 
 enum { SOME_ROWS = 6 * LANES, SOME_COLUMNS = 48 }; /* SOME_COLUMNS: rows of w at a time */
 
-/* Of so many rows of x that are left, how many vectors the next panel takes. */
+/* How many vectors of x the next panel takes when `rows` rows are left. Nothing is left over: 6 are 3 + 3, 5 are 3 + 2,
+ * 4 are 2 + 2. (A single one remains only where all panels have two: see some_rows_forward.) */
 static size_t some_rows_vectors(size_t rows)
 {
-    const size_t left = (rows + LANES - 1) / LANES;
+    const size_t left = ceil_div(rows, LANES);
     return MOST_VECTORS == 2 || left == 2 || left == 4 ? 2 : 3;
 }
 
@@ -1935,7 +1950,7 @@ ALWAYS_INLINE void some_rows_panel(real_t *product, Operand w, const real_t *pan
               .n = vectors * LANES,
               .next_b = (const char *)panel,
               .ahead = ahead,
-              .ahead_lines = lines / (tiles * ((depth + SLICE - 1) / SLICE)) + 1};
+              .ahead_lines = lines / (tiles * ceil_div(depth, SLICE)) + 1};
     size_t j = 0;
     for (; j + height <= n; j += height) {
         t.c = product + j * SOME_ROWS, t.m = height;
@@ -2046,7 +2061,7 @@ void head_top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, logit_
     top_log_probabilities(dev, logp, word, logits, rows, vocabulary, k);
 }
 
-/* A product and what follows it: on a CPU the numbers make the short way through its caches. */
+/* Kernels that a card can do in one go. Here they are a product and what follows it, one call after the other. */
 void linear_residual_forward(Device *dev, act_t *out, const act_t *x, const act_t *y, const weight_t *w, act_t *scratch,
                              const Sequences *seqs, size_t in, size_t width, const Dropout *dropout)
 {
@@ -2091,14 +2106,14 @@ enum {
 };
 typedef int32_t lanes_t __attribute__((vector_size(LANES * sizeof(int32_t)), may_alias));
 typedef uint32_t unsigned_lanes_t __attribute__((vector_size(LANES * sizeof(uint32_t))));
-/* Steps and rows beyond these sizes are nothing that a model has. Without them no sum overflows, and no step is so
- * small that the bounds vanish. */
+/* Limits of a step and of |x| that no model comes near. Within them no sum overflows, and no step is so small that the
+ * error bounds underflow to 0. */
 static const real_t SKETCH_SMALLEST = (real_t)1e-20, SKETCH_LARGEST = (real_t)1e15;
 static const double UNIT_ROUNDOFF = (sizeof(real_t) == sizeof(double) ? DBL_EPSILON : FLT_EPSILON) / 2;
 
 struct HeadSketch {
     lanes_t *q;           /* [blocks, groups, SKETCH_VECTORS] */
-    real_t *step, *error; /* [blocks * SKETCH_WORDS]; error: infinity where there is no word, or one of no use */
+    real_t *step, *error; /* [blocks * SKETCH_WORDS]; error: infinity where there is no word, or a useless one */
     size_t blocks, groups;
 };
 
@@ -2114,8 +2129,9 @@ static void sketch_layout(HeadSketch *s, char *memory, size_t *bytes, size_t voc
     s->error = s->step + words;
 }
 
-/* Step and error of n <= LANES words, rows of w, whose 8 bits go to q, a vector for each group; where there is no word,
- * or none of use, 0 and infinity. Sizes are counted in steps, so that no square is too small or too large. */
+/* Step and error of n <= LANES words, rows of w, whose 8 bits go to q, a vector for each group. Where there is no word,
+ * or its numbers are not finite or too large, 0 and infinity: such a word is always a candidate. Sizes are counted in
+ * steps, so that no square is too small or too large. */
 static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, size_t n, size_t in, size_t groups)
 {
     const double rounding = UNIT_ROUNDOFF * (double)(in + 8); /* 8: of the few operations before and behind a sum */
@@ -2123,7 +2139,7 @@ static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, siz
     vec_t inverse = {0}, squares = {0}, rest = {0};
     lanes_t packed = {0};
     for (size_t j = 0; j < LANES; j++) {
-        const real_t largest = j < n ? largest_size(w.data + j * w.row, in) : 0;
+        const real_t largest = j < n ? largest_magnitude(w.data + j * w.row, in) : 0;
         step[j] = largest > SKETCH_SMALLEST ? largest / INT8_MAX : SKETCH_SMALLEST;
         inverse[j] = 1 / step[j];
     }
@@ -2135,7 +2151,7 @@ static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, siz
             const vec_t scaled = column[c] * inverse, number = vec_select(scaled == scaled, scaled, vec_set(0));
             const lanes_t nearest = __builtin_convertvector(number + vec_select(number < 0, -half, half), lanes_t);
             const vec_t left = number - __builtin_convertvector(nearest, vec_t);
-            squares += scaled * scaled; /* NaN, if one of the numbers is infinite or none */
+            squares += scaled * scaled; /* NaN, if one of the numbers is infinite or NaN */
             rest += left * left;
             packed |= (nearest & 0xff) << 8 * ((k + c) % SKETCH_GROUP);
             if ((k + c) % SKETCH_GROUP < SKETCH_GROUP - 1) continue;
@@ -2195,6 +2211,7 @@ ALWAYS_INLINE void sketch_tile(vec_t sum[SKETCH_ROWS][SKETCH_VECTORS], size_t fi
     for (size_t g = 0; g < groups; g++, q += SKETCH_VECTORS, x += SKETCH_GROUP)
         UNROLLED for (int k = 0; k < SKETCH_GROUP; k++) UNROLLED for (size_t v = 0; v < vectors; v++)
         {
+            /* Number k of the group: up to the top of its lane, and down again, which extends the sign. */
             const lanes_t to_the_top = (lanes_t)((unsigned_lanes_t)q[first + v] << 8 * (SKETCH_GROUP - 1 - k));
             vec_t column = __builtin_convertvector(to_the_top >> 8 * (SKETCH_GROUP - 1), vec_t);
             IN_REGISTER(column);
@@ -2222,10 +2239,11 @@ static void sketch_block(const HeadSketch *s, size_t block, real_t *upper, real_
             sketch_tile(sum, 0, some, depth, q, s->groups, 2, SKETCH_VECTORS);
         else
             sketch_tile(sum, 0, some, depth, q, s->groups, 1, SKETCH_VECTORS);
-        for (size_t i = 0; i < n; i++) { /* FLT_MIN: of products that are too small to be rounded relatively */
+        for (size_t i = 0; i < n; i++) {
             real_t low[SKETCH_WORDS];
             for (size_t v = 0; v < SKETCH_VECTORS; v++) {
                 const vec_t logit = sum[i][v] * vec_load(s->step + first + v * LANES);
+                /* + FLT_MIN: a product that underflows has an error that is not relative to its size */
                 const vec_t error = vec_load(s->error + first + v * LANES) * length[row + i] + (real_t)FLT_MIN;
                 vec_store(low + v * LANES, logit - error);
                 vec_store(upper + (row + i) * words + first + v * LANES, logit + error);
@@ -2295,14 +2313,14 @@ void lora_merge_forward(Device *dev, weight_t *w, const weight_t *base, const we
     for (size_t row = 0; row < rows; row++) {
         const weight_t *from = base + row * columns;
         weight_t *to = w + row * columns;
-        few_rows_sum(to, columns, (Operand){b + row * rank, rank, 1}, (Operand){a, 1, columns}, 1, columns, rank, false,
+        in_place_sum(to, columns, (Operand){b + row * rank, rank, 1}, (Operand){a, 1, columns}, 1, columns, rank, false,
                      false);
 #pragma omp simd
         for (size_t c = 0; c < columns; c++) to[c] = from[c] + scale * to[c];
     }
 }
 
-enum { LORA_TILE = 4 }; /* rows of a, and vectors of columns, whose sums stay in registers */
+enum { LORA_TILE = 4 }; /* rows of a, and vectors of columns: 16 sums, which stay in registers where there are 32 */
 
 /* Some columns of four rows of da: da(k, c) += sum over rows of b(row, k) dw(row, c). b [rows, b_row] is padded with
  * zeros to full tiles; n: columns that are left, `ranks`: rows of da that are left. */
@@ -2357,7 +2375,7 @@ void lora_backward(Device *dev, stat_t *da, stat_t *db, const stat_t *dw, const 
             for (size_t k = 0; k < rank; k += RANKS) {
                 const size_t ranks = min_size(RANKS, rank - k);
                 real_t product[FEW_ROWS * RANKS];
-                few_rows_dot(product, ranks, from, (Operand){a + k * columns, columns, 1}, n, ranks, columns, false,
+                in_place_dot(product, ranks, from, (Operand){a + k * columns, columns, 1}, n, ranks, columns, false,
                              false);
                 for (size_t i = 0; i < n * ranks; i++)
                     db[(row + i / ranks) * rank + k + i % ranks] += scale * product[i];
@@ -2476,7 +2494,7 @@ static void block_keep(real_t *keep, const AttentionTask *task, const AttentionB
     const Dropout *const d = &at->dropout;
     if (d->shared && i > 0) return;
     dropout_row(keep, d, d->site + (uint32_t)task->head, (uint32_t)(at->queries.first_example + task->sequence),
-                d->shared ? 0 : (uint32_t)(block->q + i), block->k, block->columns);
+                (uint32_t)(block->q + i), block->k, block->columns);
 }
 
 /* One row of scores becomes exp(s + bias - m), zero beyond the `visible` keys; m and l are brought up to date. Returns
@@ -2571,7 +2589,7 @@ void attention_forward(Device *dev, act_t *out, stat_t *logsumexp, const Attenti
  * D needs no pass over the keys. Blocks of keys are the outer loop, so that dk and dv are finished one after another
  * and written when nobody needs the block's k and v any more; dq is collected over them. */
 
-/* Everything that a thread needs of the caller's, for one backward pass. */
+/* The tensors of a backward pass, as one task sees them. */
 typedef struct {
     act_t *dq, *dk, *dv;
     const act_t *dout, *out;
@@ -2645,6 +2663,7 @@ static void attention_backward_block(const AttentionGradients *g, const Attentio
                              dropping(at) ? scratch->keep : NULL, visible_keys(at, block, i), n, logsumexp[i],
                              sum_lanes(products));
     }
+    /* dv and dk of this block of keys are collected in scratch->v and scratch->k, dq where it belongs. */
     matmul_block(scratch->v, d, pT, doT, n, d, rows, !first_queries, precision, panels);
     matmul_block(scratch->k, d, dsT, qT, n, d, rows, !first_queries, precision, panels);
     matmul_block(g->dq + q_offset, at->q_stride, ds, kT, rows, d, n, block->k > 0, precision, panels);
@@ -2766,6 +2785,7 @@ void attention_cached_forward(Device *dev, act_t *out, const act_t *cache, const
 
 /* --- config.json */
 
+/* Reads a whole number from 1 to `limit`. fallback 0: the field must be there. */
 static int config_size(const cJSON *json, const char *name, size_t fallback, size_t limit, size_t *out,
                        const char *file, Error *error)
 {
@@ -2786,6 +2806,7 @@ static int config_size(const cJSON *json, const char *name, size_t fallback, siz
     return 0;
 }
 
+/* Reads a token id; `fallback` where the field is missing. */
 static int config_id(const cJSON *json, const char *name, int32_t fallback, size_t vocab_size, int32_t *out,
                      const char *file, Error *error)
 {
@@ -2833,6 +2854,7 @@ static int config_parse(T5Config *config, const cJSON *json, const char *file, E
         config_id(json, "eos_token_id", 1, config->vocab_size, &config->eos, file, error) ||
         config_id(json, "decoder_start_token_id", 0, config->vocab_size, &config->decoder_start, file, error))
         return -1;
+    /* Half of the decoder's buckets are for one distance each; the others divide what is beyond up to max_distance. */
     if (config->buckets < 4 || config->buckets % 2 || config->max_distance <= config->buckets / 2)
         return error_set(
             error, EXIT_FAILED,
@@ -2842,7 +2864,7 @@ static int config_parse(T5Config *config, const cJSON *json, const char *file, E
     return 0;
 }
 
-/* Takes the text, of a file or made from a T5X checkpoint; `file` is for errors. */
+/* Takes the text over, that of a file or one made from a T5X checkpoint; `file` names it in errors. */
 static int config_read_text(T5Config *config, char *text, const char *file, Error *error)
 {
     cJSON *json;
@@ -3463,7 +3485,8 @@ static void list_rows(const int32_t *target_of, size_t rows, size_t targets, int
     first[0] = 0;
 }
 
-/* A piece of the batch's integers: the same place on the host, where it is filled, and on the device. */
+/* A batch's integers lie in two blocks of one layout: on the host, where they are filled, and on the device. As in an
+ * arena, pieces are taken one after another, and without blocks they are only counted. */
 typedef struct {
     int32_t *host, *device;
     size_t used;
@@ -3486,8 +3509,8 @@ static int32_t batch_slot(const int32_t *touched, size_t n_touched, int32_t id)
     return found ? (int32_t)(found - touched) : -1;
 }
 
-/* The ids, the lengths and the bias buckets of a batch (the function after it: the lists for the backward pass). With
- * no memory yet, both only count. */
+/* The ids of a batch, and where its sequences begin and how long they are. The two functions after it fill the bias
+ * buckets and the lists for the backward pass. With no memory yet, all three only count. */
 static void batch_fill_ids(Batch *batch, Integers *integers, const T5Config *config, const TokenExample *examples,
                            size_t prompt_length, int32_t **source_ids, int32_t **target_inputs)
 {
@@ -3817,22 +3840,24 @@ typedef enum {
     DROP_HIDDEN,
     DROP_MLP,
     DROP_FINAL,
-    DROP_SELF_SCORES,
-    DROP_CROSS_SCORES
+    DROP_SELF_PROBABILITIES,
+    DROP_CROSS_PROBABILITIES,
+    N_PLACES
 } Place;
 
 /* Each place of the network has a number of its own, with room for the heads' numbers that attention adds. */
 static Dropout dropout_at(const Pass *pass, const Stack *stack, size_t layer, Place place)
 {
-    size_t site = (((size_t)stack->is_decoder * LAYERS_LIMIT + layer) * 8 + place) * HEADS_LIMIT;
+    size_t site = (((size_t)stack->is_decoder * LAYERS_LIMIT + layer) * N_PLACES + place) * HEADS_LIMIT;
     return (Dropout){
         .rate = pass->dropout, .key = pass->dropout_key, .site = (uint32_t)site, .shared = pass->dropout_shared};
 }
 
 /* --- the network, forward */
 
-/* Root-mean-square norm and projection, the beginning of every sub-layer: y = norm(x) · wᵀ, for `out` rows of weights
- * that begin with w (neighbours in the tensor table count as one matrix). Leaves norm(x) in pass->normed. */
+/* Root-mean-square norm and projection, the beginning of both attentions: y = norm(x) · wᵀ, for `out` rows of weights
+ * that begin with w (neighbours in the tensor table count as one matrix). Leaves norm(x) in pass->normed. An MLP begins
+ * in mlp_forward, where its activation follows at once. */
 static void norm_and_project(Pass *pass, act_t *y, stat_t *rstd, const act_t *x, const Tensor *norm, const Tensor *w,
                              size_t rows, size_t out)
 {
@@ -3867,7 +3892,7 @@ static Attention self_attention(const Pass *pass, const Stack *stack, size_t l, 
                        .bias_table = stack->relative_bias->data,
                        .buckets = c->buckets,
                        .bucket = stack->is_decoder ? batch->target_bucket : batch->source_bucket,
-                       .dropout = dropout_at(pass, stack, l, DROP_SELF_SCORES)};
+                       .dropout = dropout_at(pass, stack, l, DROP_SELF_PROBABILITIES)};
 }
 
 static Attention cross_attention(const Pass *pass, const Stack *stack, size_t l, const LayerActivations *a)
@@ -3883,7 +3908,7 @@ static Attention cross_attention(const Pass *pass, const Stack *stack, size_t l,
                        .keys = pass->batch->source,
                        .heads = c->num_heads,
                        .d_kv = c->d_kv,
-                       .dropout = dropout_at(pass, stack, l, DROP_CROSS_SCORES)};
+                       .dropout = dropout_at(pass, stack, l, DROP_CROSS_PROBABILITIES)};
 }
 
 static void self_attention_forward(Pass *pass, const Stack *stack, size_t l, act_t *out)
@@ -3933,7 +3958,8 @@ static void cross_kv_forward(const Model *model, act_t *cross_kv, const act_t *e
                           layer_stride(decoder), rows * 2 * k->rows);
 }
 
-/* Layer l is in turn on the way forward; the one above it will be, and after the encoder's last the decoder's first. */
+/* Where weights are streamed: on the way forward layer l is read now, and next the one above it, or after the encoder's
+ * last the decoder's first. */
 static void enter_layer_forward(const Model *model, const Stack *stack, size_t l)
 {
     WeightPiece next = {0};
@@ -4001,7 +4027,7 @@ static void t5_forward(Pass *pass)
 
 /* --- the network, backward */
 
-/* The target of an attached LoRA that a tensor is, or NULL. */
+/* The entry of an attached LoRA (chapter 4) for this tensor; NULL when there is none. */
 static const LoraTarget *lora_target(const Lora *lora, const Tensor *tensor)
 {
     for (size_t i = 0; lora && i < lora->count; i++)
@@ -4053,8 +4079,8 @@ static stat_t *gradient_place_to_add(const Gradients *grads, const Model *model,
     return place;
 }
 
-/* Training a LoRA, dW is only on the way: W = W0 + s B·A gives dA += s Bᵀ·dW and dB += s dW·Aᵀ, which are small and
- * kept, and the place of dW is free again. Micro-batches add up in dA and dB, for both are linear in dW. */
+/* When a LoRA is trained, dW is only a step on the way: W = W0 + s B·A gives dA += s Bᵀ·dW and dB += s dW·Aᵀ, which
+ * are small and kept; the place of dW is free again. Micro-batches add up in dA and dB, for both are linear in dW. */
 static void lora_gradient(const Gradients *grads, const Model *model, const Tensor *tensor, const stat_t *dw)
 {
     const Lora *lora = model->lora;
@@ -4104,7 +4130,7 @@ static void norm_and_project_backward(Pass *pass, const Gradients *grads, act_t 
     if (!stop_here) linear_backward_input(model->dev, pass->dnormed, dy, w->data, rows, c->d_model, out, false);
     if (gradient_wanted(grads, model, w, n_tensors)) {
         rmsnorm_forward(model->dev, pass->normed, rstd, x, norm->data, rows, c->d_model,
-                        c->layer_norm_epsilon); /* again */
+                        c->layer_norm_epsilon); /* norm(x) was not kept */
         linear_gradient(pass, grads, w, n_tensors, dy, pass->normed, rows);
     }
     if (stop_here) return;
@@ -4130,7 +4156,7 @@ static void mlp_backward(Pass *pass, const Gradients *grads, const Stack *stack,
     const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
     const LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
     Dropout dropout = dropout_at(pass, stack, l, DROP_HIDDEN), dropout_out = dropout_at(pass, stack, l, DROP_MLP);
-    act_t *hidden = gradient_wanted(grads, pass->model, w->wo, 1) ? pass->hidden : NULL; /* again */
+    act_t *hidden = gradient_wanted(grads, pass->model, w->wo, 1) ? pass->hidden : NULL; /* wo's gradient needs it */
     if (!stack->is_decoder && l < pass->recomputed)
         norm_and_project(pass, a->mlp_a, a->mlp_rstd, a->mlp_x, w->mlp_norm, w->wi_0, seqs->rows, mlp_width(c));
     residual_backward(pass->model->dev, pass->dbranch, pass->dx, seqs, c->d_model, &dropout_out);
@@ -4141,8 +4167,8 @@ static void mlp_backward(Pass *pass, const Gradients *grads, const Stack *stack,
                               w->wi_1 ? 2 : 1, seqs->rows, false);
 }
 
-/* The gradients of this layer's keys and values take their place, for cross_kv_backward. stop_here: nothing below this
- * sub-layer's query side is trained, so only they are wanted. */
+/* Overwrites this layer's keys and values with their gradients, for cross_kv_backward. stop_here: from the queries'
+ * projection downwards nothing is trained, so the way back ends at the attention. */
 static void cross_attention_backward(Pass *pass, const Gradients *grads, const Stack *stack, size_t l, bool stop_here)
 {
     const Layer *w = &stack->layers[l];
@@ -4202,7 +4228,7 @@ static bool trained_below(const Model *model, const Gradients *grads, const Stac
 }
 
 /* From dout, the gradient of the stack's output (changed here), to the gradients of its weights and, for the
- * encoder, of the prompts. Prompt tuning and LoRA stop in the lowest layer where nothing trained is below. */
+ * encoder, of the prompts. In the lowest layer, prompt tuning and LoRA stop as soon as nothing below is trained. */
 static void stack_backward(Pass *pass, const Gradients *grads, const Stack *stack, act_t *dout)
 {
     const Model *model = pass->model;
@@ -4277,6 +4303,7 @@ static void t5_forward_backward(Pass *pass, const LossSettings *settings, const 
     const Batch *batch = pass->batch;
 
     t5_forward(pass);
+    /* With a tied head, the head's product writes the embedding's gradient first, and overwrites what was there. */
     if (grads && gradient_wanted(grads, model, model->shared, 1) && !c->tied_head)
         gradient_place_to_add(grads, model, model->shared, batch->n_touched);
     if (grads && grads->prompts && !grads->accumulate)
@@ -4325,7 +4352,7 @@ static double t5_loss(Pass *pass, const LossSettings *settings, const Gradients 
 
 /* --- soft prompts */
 
-enum { PROMPT_POPULATION = 5000 }; /* "sampled" draws among the first, most frequent, ids */
+enum { PROMPT_POPULATION = 5000 }; /* "sampled" draws among the first ids: special ones, bytes, frequent pieces */
 
 static int prompts_allocate(Prompts *prompts, const Model *model, size_t count, size_t length, Error *error)
 {
@@ -4546,7 +4573,8 @@ static void lora_free(Lora *lora)
     free(lora);
 }
 
-/* Attaches an adapter whose A and B are not set yet. wanted is taken over. One that is there makes room. */
+/* Attaches an adapter whose A and B are still to be set, and takes over `wanted`. An adapter that is attached already
+ * is detached once there is memory for the new one. */
 static int lora_attach(Model *model, bool *wanted, size_t rank, double alpha, bool rank_stabilised, Error *error)
 {
     Lora *lora;
@@ -4741,10 +4769,10 @@ int lora_write(const Model *model, const char *directory, const char *base_model
  * T5X's Adafactor (t5x/adafactor.py; Shazeer & Stern 2018), which is not Hugging Face's. For a tensor p with
  * gradient g:
  *
- *   alpha = (step + 1)^-0.8, beta = 1 - alpha                    the moments' memory grows with the steps
+ *   alpha = (step + 1)^-0.8, beta = 1 - alpha                    as beta rises, v averages over more and more steps
  *   v     = beta v + alpha (g^2 + 1e-30)                         or, factored, only its row and column means R and C
  *   y     = g / sqrt(v)                                          factored: v = R C / mean(R)
- *   y     = y / max(1, rms(y) / clip)                            the update as a whole has at most rms 1
+ *   y     = y / max(1, rms(y) / clip)                            the update as a whole has at most rms clip
  *   p     = (1 - weight_decay) p - lr max(1e-3, rms(p)) y        without the max(…) when scale_by_parameter is off
  *
  * A matrix whose smaller side is at least 128 is factored, everything else is not. Clipping is per tensor and there is
@@ -4771,7 +4799,8 @@ typedef struct {
     const Batch *batch;                               /* of the running step: which embedding rows have a gradient */
 } Adafactor;
 
-/* Learning-rate schedules (t5x/utils.py create_learning_rate_scheduler); step counts from first_step. */
+/* The learning rate of a stage's step. Warmup and rsqrt count from first_step on and are T5X's, as is the floor
+ * (t5x/utils.py, create_learning_rate_scheduler); linear falls towards 0 over the stage's own steps. */
 static double learning_rate_at(const AdafactorSettings *s, int64_t step)
 {
     double t = (double)(s->first_step + step), warmup = (double)(s->warmup > 0 ? s->warmup : 1),
@@ -4846,10 +4875,9 @@ static void moments_layout(Adafactor *a, const Prompts *prompts)
 }
 
 /* Can the embedding's gradient be held and used by rows? */
-static bool embedding_by_rows(const Model *model, const AdafactorSettings *settings)
+static bool embedding_by_rows(const T5Config *c, double weight_decay)
 {
-    return !model->config.tied_head && settings->weight_decay == 0 &&
-           is_factored(model->shared->rows, model->shared->columns, false);
+    return !c->tied_head && weight_decay == 0 && is_factored(c->vocab_size, c->d_model, false);
 }
 
 static void adafactor_free(Adafactor *a)
@@ -4860,8 +4888,8 @@ static void adafactor_free(Adafactor *a)
     memset(a, 0, sizeof *a);
 }
 
-/* The sums of squares of the weights as they are now: of a LoRA's target, its W0. The updates keep them, so this is for
- * weights that came from elsewhere. */
+/* The sums of squares of the weights as they are now (of a LoRA's target, its W0), from which updates take rms(p). The
+ * updates keep them up to date themselves; this is for weights that came from elsewhere. */
 static void adafactor_measure_weights(const Adafactor *a)
 {
     const Model *model = a->model;
@@ -4880,7 +4908,8 @@ static int adafactor_create(Adafactor *a, const Model *model, const Prompts *pro
                             const AdafactorSettings *lora_settings, Error *error)
 {
     *a = (Adafactor){.model = model,
-                     .embedding_by_rows = model_settings && embedding_by_rows(model, model_settings),
+                     .embedding_by_rows =
+                         model_settings && embedding_by_rows(&model->config, model_settings->weight_decay),
                      .trains_model = model_settings != NULL,
                      .trains_prompts = prompt_settings != NULL,
                      .trains_lora = lora_settings != NULL};
@@ -5067,12 +5096,12 @@ size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool
  * with Hugging Face's (generation/utils.py, _beam_search). The results do not depend on how inputs are batched, to the
  * last bit: no kernel lets a row see how many others there are. */
 
-/* What greedy decoding has of the head beside the head itself. A sketch takes about as long to make as SKETCH_AFTER
- * steps take without one. Where outputs may have LONG_OUTPUT tokens or more, they mostly have more than these few, and
- * it is made at once; otherwise after so many steps, for whoever wants a word or two need not pay for it. */
+/* Greedy decoding finds the best words sooner with a sketch of the head (promot.h), but a sketch takes about as long to
+ * make as SKETCH_AFTER steps take without one. Outputs that may have LONG_OUTPUT tokens mostly have more than
+ * SKETCH_AFTER, so it is made at once; otherwise only after so many steps, since it does not pay for a word or two. */
 enum { SKETCH_AFTER = 4, LONG_OUTPUT = 16 };
 typedef struct {
-    size_t steps; /* that a sketch would have made faster */
+    size_t steps; /* so far, of few enough rows for a sketch */
     HeadSketch *sketch;
 } Greedy;
 
@@ -5088,7 +5117,8 @@ typedef struct {
     logit_t *logits;
     size_t logits_rows;
     stat_t *rstd, *logsumexp, *logp;
-    int32_t *words, *ids, *ancestors, *rows_of_inputs; /* device */
+    int32_t *words, *ids, *ancestors; /* device */
+    int32_t *rows_of_inputs; /* device: [4, inputs] start and length of each live input's rows, and of its source */
     int32_t *bucket;
     int32_t *host_ancestors, *next_ancestors; /* [capacity, max_steps] */
     int32_t *source_start, *source_length;    /* host: of every input */
@@ -5101,7 +5131,8 @@ typedef struct {
 static size_t decoder_bytes_per_input(const T5Config *c, size_t beams, size_t max_steps, size_t longest)
 {
     size_t I = c->num_heads * c->d_kv;
-    size_t encoder = longest * (12 * c->d_model + 5 * I + 4 * c->d_ff); /* one layer's buffers, and scratch */
+    /* The encoder's pass takes 6 D + 4 I + 3 F for each row (layout_pass); the rest is for the kernels' scratch. */
+    size_t encoder = longest * (12 * c->d_model + 5 * I + 4 * c->d_ff);
     return sizeof(act_t) * (c->num_decoder_layers * (beams * max_steps * 3 * I + longest * 2 * I) + encoder);
 }
 
@@ -5219,7 +5250,7 @@ static void decoder_layer_step(Decoder *d, size_t l, size_t step, size_t rows, c
     linear_residual_forward(model->dev, d->x, d->x, d->hidden, w->wo->data, d->branch, queries, c->d_ff, D, &none);
 }
 
-/* The best word of each row, its log-probability (logp) not: are they found? */
+/* The best word of each row, from the sketch; logp is only set to 0. False: all logits are needed. */
 static bool decoder_best_words(Decoder *d, size_t rows, float *logp, int32_t *words)
 {
     const Model *model = d->model;
@@ -5512,7 +5543,7 @@ static bool search_is_done(const Search *search, const DecodeSettings *s, size_t
 }
 
 /* One step of one input: the finished among the candidates go to the slots, the best K others live on. Writes their
- * parents (beams) and words. */
+ * parents (beams) and words. Is the search over? */
 static bool search_advance(Search *search, const DecodeSettings *s, const T5Config *c, size_t step,
                            const Candidate *candidates, size_t count, size_t *parents, int32_t *newest)
 {
@@ -5531,11 +5562,10 @@ static bool search_advance(Search *search, const DecodeSettings *s, const T5Conf
         memcpy(tokens + alive * s->max_length, search->tokens + candidate->parent * s->max_length,
                step * sizeof *tokens);
         tokens[alive * s->max_length + step] = candidate->word;
+        search->logp[alive] = candidate->logp;
         parents[alive] = candidate->parent;
         newest[alive++] = candidate->word;
     }
-    for (size_t i = 0, k = 0; i < count && k < alive; i++)
-        if (candidates[i].word != c->eos) search->logp[k++] = candidates[i].logp;
     for (size_t k = alive; k < K; k++) { /* a vocabulary of fewer words than beams: a copy that can never win */
         search->logp[k] = s->rule == LENGTH_T5X ? T5X_NEVER : HF_NEVER;
         parents[k] = 0;
@@ -5710,8 +5740,8 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
 
 /* --- tasks in ids */
 
-/* How the rows of a split become what the model sees. Each input gets `shots` worked examples in front, drawn from
- * `shown` by (seed, its number), never itself; `ending` (or "") goes behind it. */
+/* How the rows of a split become what the model sees: text to ids, not the network's encoder. Each input gets `shots`
+ * worked examples in front, drawn from `shown` by (seed, its number), never itself; `ending` (or "") goes behind it. */
 typedef struct {
     const Task *task;
     const Dataset *rows, *shown; /* shown: the training split, or another task's; NULL without shots */
@@ -5937,7 +5967,7 @@ static void task_data_free(TaskData *data)
     data->train_rows = data->rows = NULL;
 }
 
-/* --- span corruption (T5's pretraining: t5/data/preprocessors.py) */
+/* --- span corruption (T5's pretraining: t5/data/preprocessors.py), and the hiding of answers, which is not T5's */
 
 /* A document in ids. An answer is a span that the text marked (between tabs). */
 typedef struct {
@@ -5951,7 +5981,8 @@ typedef struct {
     size_t count;
     const Tokenizer *tokenizer;
     int32_t eos;
-    double noise_density, mean_span, answer_share;
+    double noise_density, mean_span;
+    double answer_share; /* of the documents with answers, how many hide answers and not random spans */
 } Corpus;
 
 /* The next of a sequence of uniform numbers that belongs to one example. */
@@ -6001,7 +6032,8 @@ static size_t random_spans(size_t (*spans)[2], size_t length, const Corpus *corp
     return n;
 }
 
-/* Hides answers: the last one, and, in half of the cases, each earlier one with probability 0.6. */
+/* Hides answers: always the last one, which is what a few-shot input asks for, and, in half of the cases, each earlier
+ * one with probability 0.6. */
 static size_t answer_spans(size_t (*spans)[2], const Document *document, Dice *dice)
 {
     size_t n = 0;
@@ -6192,7 +6224,7 @@ static int source_get(Source *source, size_t position, TokenExample *out, Error 
                       random_fold(random_fold(source->key, (uint64_t)(part - source->parts)), epoch));
     if (part->stream) return stream_get(part->stream, number, out, error);
     *out = corrupt(part->corpus, &part->corpus->documents[number],
-                   random_fold(random_fold(source->key, ~(uint64_t)epoch), number));
+                   random_fold(random_fold(source->key, ~(uint64_t)epoch), number)); /* ~: apart from the parts' keys */
     return 0;
 }
 
@@ -6231,8 +6263,8 @@ typedef struct {
     size_t capacity; /* target tokens */
 } QueuedStep;
 
-/* While a card computes one step, the host reads the next batch and asks for its step, and then only waits for the
- * loss of the first: the card finds its work there when it is done, and the host is never more than this ahead. */
+/* While a card computes one step, the host reads the next batch and queues its step, and only then waits for the first
+ * one's loss: the card finds its work there when it is done, and the host is never more than this ahead. */
 enum { QUEUED_STEPS = 2 };
 
 /* The memory that training one stage works in. */
@@ -6284,8 +6316,8 @@ static int queued_step_make_room(QueuedStep *queued, Device *dev, size_t targets
     return queued->readback ? 0 : error_set(error, EXIT_FAILED, "memory: no room for the losses of a batch");
 }
 
-/* most_rows: both sides of the largest batch that is expected, and so all that it touches of the embedding. keep:
- * micro-batches smaller than the batch. */
+/* most_rows: input and target tokens of the largest batch that is expected, which bound the embedding rows it touches
+ * and the losses it leaves. keep: micro-batches are smaller than the batch, so gradients are kept to add up. */
 static int trainer_create(Trainer *t, const Model *model, const Prompts *prompts, const Stage *stage, size_t most_rows,
                           bool keep, Error *error)
 {
@@ -6403,8 +6435,8 @@ static double forward_flops(const T5Config *c, const TokenExample *examples, siz
     return sum;
 }
 
-/* Elements of the model's second moments, which are as many as its weights where no side reaches 128, and of the sums
- * of squares of its factored rows. */
+/* Elements of the model's second moments, one for each weight of a tensor that is not factored, and of the sums of
+ * squares of the factored tensors' rows. */
 static size_t model_moments(const T5Config *c)
 {
     Model model = {.config = *c};
@@ -6425,7 +6457,7 @@ static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_promp
                              bool trains_prompts, size_t source_rows, size_t target_rows, size_t all_rows, bool keep,
                              double weight_decay, size_t recomputed)
 {
-    bool by_rows = !c->tied_head && weight_decay == 0 && is_factored(c->vocab_size, c->d_model, false);
+    bool by_rows = embedding_by_rows(c, weight_decay);
     GradientPlan plan = {.model = trains_model,
                          .prompts = trains_prompts,
                          .keep = keep,
@@ -6436,8 +6468,8 @@ static size_t training_bytes(const T5Config *c, size_t n_weights, size_t n_promp
     gradients_layout(&arena, &grads, c, n_weights, &plan, n_prompt_rows);
     const bool parked = trains_prompts && !trains_model; /* see weights_park */
     return arena.used + n_weights * (parked ? sizeof(weight_t) : WEIGHT_BYTES) +
-           2 * n_prompt_rows * c->d_model * WEIGHT_BYTES + moments * sizeof(stat_t) +
-           pass_bytes(c, source_rows, target_rows, PASS_TRAIN, recomputed);
+           2 * n_prompt_rows * c->d_model * WEIGHT_BYTES + /* the prompts, and their moments */
+           moments * sizeof(stat_t) + pass_bytes(c, source_rows, target_rows, PASS_TRAIN, recomputed);
 }
 
 /* What it takes to stream a model's layers, in bytes. */
@@ -6465,7 +6497,7 @@ static Streaming streaming_of(const T5Config *c)
     return streaming;
 }
 
-/* What is offloaded then, and what it is good for. */
+/* What an Offload moves to the host, and what that saves. */
 typedef struct {
     size_t weights; /* the first so many of the model's */
     size_t saved;   /* bytes of device memory: their lower halves, less the slots for tensors on their way */
@@ -6488,7 +6520,7 @@ static Offloading offloading_of(const T5Config *c, Offload offload)
     return offloading;
 }
 
-/* Said where streaming is told about: what a PCIe 4 slot of 16 lanes gives, roughly, in bytes a second. */
+/* For the time that streaming and offloading are said to take: what 16 lanes of PCIe 4 carry, roughly, in bytes/s. */
 static const double PCIE_RATE = 25e9;
 
 /* The fewest recomputed layers with which a stage takes `surplus` bytes less than without any, or all of them where
@@ -6507,7 +6539,7 @@ static size_t recomputed_to_save(const T5Config *c, size_t source_rows, size_t t
 typedef struct {
     bool quiet, terminal;
     double begun, last; /* seconds_now() */
-    double since;       /* a step's time begins where that of the step before it ended, or a checkpoint behind that */
+    double since;       /* where a step's time begins: at the end of the step before it, or of a checkpoint after it */
     int64_t first;      /* steps that were done before (a resumed run) */
 } Progress;
 
@@ -6554,7 +6586,7 @@ static void progress_note(const Progress *progress, const char *text)
 /* --- a run: stages in a directory
  *
  *   run.json        the effective settings            log.jsonl   a record a step, and one for each dev evaluation
- *   checkpoints/    state (the last saved moment) and best-STAGE, while the run is not done
+ *   checkpoints/    state (the run as last saved) and best-STAGE, while the run is not done
  *   model/ prompt/ lora/  what the run was for        DONE        the results; written last
  *   steps/          every checkpoint, if asked for    analysis/   what the probes showed, if there were any
  *
@@ -6580,13 +6612,13 @@ typedef struct {
     EncodedSplit *trained_inputs; /* [n_probe_shots, n_tasks]: the same of the trained tasks' dev rows; or NULL */
     int64_t probe_every;          /* 0: at each checkpoint */
     Source source;
-    size_t most_rows[MAX_STAGES]; /* both sides of the largest batch of a stage, as foreseen */
+    size_t most_rows[MAX_STAGES]; /* of the largest batch of a stage, as foreseen: see trainer_create */
     Stage stages[MAX_STAGES];
     size_t n_stages;
     uint64_t seed;
     size_t batch, micro;
     int recompute; /* --recompute: encoder layers, see Pass; -1: as few as fit */
-    bool offload;  /* --offload: what can be offloaded, where there is room too */
+    bool offload;  /* --offload: offload what can be, even where there is room */
     bool dropout_shared, quiet;
     bool keep_checkpoints, writes_npy;
     bool lora_comes_off; /* ProMoT with a LoRA in the prompt's place: general ability is that of the model without it */
@@ -6637,7 +6669,7 @@ static char *run_file(const Run *run, const char *format, ...) /* a path inside 
     return path_join(run->directory, name);
 }
 
-/* --- saved states: one safetensors file with the cursor, the moments, the prompts and the weights */
+/* --- saved states: a safetensors file with the cursor (where the run is), the moments, prompts, LoRA and weights */
 
 enum { CURSOR = 2 + 2 * MAX_STAGES };
 
@@ -6682,7 +6714,8 @@ static bool state_has_weights(const Run *run)
     return run->stages[run->stage].trains_model && run->step > 0;
 }
 
-/* Writes what is trained in the running stage; with_moments: also what only a resumed run needs. */
+/* Writes where the run is and all that training can have changed by now: the prompts, the LoRA and, once a stage has
+ * trained it, the model. with_moments: Adafactor's too, which only a resumed run needs. */
 static int state_write(const Run *run, const Adafactor *adafactor, const char *path, bool with_moments, Error *error)
 {
     const Model *model = run->model;
@@ -6765,13 +6798,12 @@ static int state_read(Run *run, const char *path, bool with_cursor, Adafactor *a
     if (with_cursor) {
         stored = state_find(state, path, "cursor", CURSOR, error);
         status = stored ? stored_tensor_read_int(stored, 0, CURSOR, cursor, error) : -1;
-        if (!status && cursor[0] >= 0 && (size_t)cursor[0] < run->n_stages &&
-            (cursor[1] < 0 || cursor[1] > run->stages[cursor[0]].steps))
-            status = error_set(error, EXIT_FAILED, "%s: step (expected at most %lld, found %lld)", path,
-                               (long long)run->stages[cursor[0]].steps, (long long)cursor[1]);
-        else if (!status && (cursor[0] < 0 || (size_t)cursor[0] >= run->n_stages))
+        if (!status && (cursor[0] < 0 || (size_t)cursor[0] >= run->n_stages))
             status = error_set(error, EXIT_FAILED, "%s: stage (expected below %zu, found %lld)", path, run->n_stages,
                                (long long)cursor[0]);
+        else if (!status && (cursor[1] < 0 || cursor[1] > run->stages[cursor[0]].steps))
+            status = error_set(error, EXIT_FAILED, "%s: step (expected at most %lld, found %lld)", path,
+                               (long long)run->stages[cursor[0]].steps, (long long)cursor[1]);
         if (!status) cursor_unpack(run, cursor);
     }
     if (!status && n_prompt)
@@ -6841,6 +6873,7 @@ static int log_step(Run *run, const StepResult *result, double learning_rate, do
     return log_write(run, record, error);
 }
 
+/* Is this record from before the saved state? At step 0 a stage's records are not: its first probe is made again. */
 static bool log_record_is_before(const char *line, const Run *run)
 {
     cJSON *record = cJSON_Parse(line);
@@ -6886,8 +6919,8 @@ static int log_open(Run *run, bool resumed, Error *error)
 
 /* --- checkpoints on the dev set */
 
-/* Scores a trained task on its dev rows, as its stage asks it: with its prompt, if there are prompts. inputs: these
- * rows, or some of them, with so many worked examples. */
+/* Scores a trained task as the running stage asks it: with its prompt, if there are prompts. inputs: its dev rows, or
+ * the first of them, with any number of worked examples. */
 static int evaluate_trained(const Run *run, size_t task, const EncodedSplit *inputs, double *score, Error *error)
 {
     const Prompts *prompts = run->stages[run->stage].uses_prompts ? &run->prompts : NULL;
@@ -6959,8 +6992,8 @@ static int run_checkpoint(Run *run, Trainer *trainer, const Progress *progress, 
 /* --- probes: what becomes of tasks that are not trained (the paper's Figures 2, 5 and 6), and what worked examples do
  * to those that are */
 
-/* Does a probe answer with words of a trained task's format, as it should? Then they are no sign of a loss. */
-static bool says_the_same(const Task *probe, const Task *const *trained, size_t n_trained)
+/* Is one of a probe's own label words a trained task's too? Then answers in that format are no sign of a loss. */
+static bool shares_label_words(const Task *probe, const Task *const *trained, size_t n_trained)
 {
     const char *const *words;
     size_t n = task_labels(probe, &words);
@@ -6999,7 +7032,7 @@ static int probe_heldout(const Run *run, size_t s, cJSON *record, const Progress
             free(targets);
             return -1;
         }
-        in_format = says_the_same(data->task, targets, run->n_tasks)
+        in_format = shares_label_words(data->task, targets, run->n_tasks)
                         ? NAN
                         : format_ratio(targets, run->n_tasks, (const char *const *)outputs.answers, outputs.count);
         scores = cJSON_AddObjectToObject(probe, data->name);
@@ -7123,7 +7156,7 @@ static int run_keep(const Run *run, Error *error)
     return status;
 }
 
-/* Reads the next batch and asks for its step. */
+/* Reads the next batch and queues its step. */
 static int run_queue_step(Run *run, Trainer *trainer, Error *error)
 {
     const Stage *stage = &run->stages[run->stage];
@@ -7165,7 +7198,8 @@ static int run_take_result(Run *run, Trainer *trainer, Progress *progress, Error
     return log_step(run, &result, rate, seconds, error);
 }
 
-/* Takes results that are there; of all steps, when training pauses to save or to evaluate what they left. */
+/* Takes the results that are there, and waits for one when the queue is full. all: waits for every step, because
+ * training pauses to save or to evaluate what they made. */
 static int run_take_results(Run *run, Trainer *trainer, bool all, Progress *progress, Error *error)
 {
     int status = 0;
@@ -7200,9 +7234,11 @@ static int run_stage(Run *run, bool restore, Error *error)
                        error))
         return -1;
     path = run_file(run, "checkpoints/state.safetensors");
-    status = restore && run->step > 0 ? state_read(run, path, false, &trainer.adafactor, error) : 0;
+    if (restore && run->step > 0) { /* at step 0 a state has no moments */
+        status = state_read(run, path, false, &trainer.adafactor, error);
+        if (!status) adafactor_measure_weights(&trainer.adafactor);
+    }
     free(path);
-    if (!status) adafactor_measure_weights(&trainer.adafactor);
     if (!status && run->step == 0 && probe_is_due(run, true)) {
         status = run_probe(run, &progress, error);
         progress = progress_begin(run->quiet, 0); /* its time is no step's */
@@ -7415,9 +7451,9 @@ static int evaluate_split(const Model *model, const Prompts *prompts, const Enco
  *
  *   cos = <full, format> / (|full| |format|)
  *
- * Near 1, what fine-tuning would do to a module is learning the format. The paper finds that early in fine-tuning, and
- * a lower alignment with the trained prompt attached: the format is in place then. The second measure is the format
- * ratio (Figure 2): how many answers to *other* tasks come in the trained task's format.
+ * Near 1, fine-tuning would change the module much as learning the format alone would. The paper finds this early in
+ * fine-tuning, and lower values with the trained prompt attached, which already supplies the format. The second measure
+ * is the format ratio (Figure 2): how many answers to *other* tasks come in the trained task's format.
  *
  * Memory: the gradient of the full task is kept, n_weights numbers (of an untied embedding only the rows that the
  * examples touch). That of the format is not, when one micro-batch holds all examples: each tensor's is compared as
@@ -7610,7 +7646,7 @@ size_t alignment_bytes(const Model *model, const Prompts *prompts, const TokenEx
 
 /* --- the format */
 
-enum { FORMAT_STREAM = 500 }; /* random numbers of its own: the few-shot examples come from the same seed */
+enum { FORMAT_STREAM = 500 }; /* apart from the keys of `permuted`, which orders the examples by the same seed */
 
 size_t random_label(uint64_t seed, size_t i, size_t n_labels)
 {
@@ -7669,8 +7705,8 @@ static double record_number(const cJSON *object, const char *name) /* NAN: it ha
 }
 
 /* Of each probe, and at last of their mean: the share of answers in the trained format, and the score, over the steps,
- * at the first number of --probe-shots. tradeoff: the mean of the probes over the trained tasks' dev score, where both
- * were measured. by_shots, trained: the means of the probes and of the trained tasks at each number of
+ * at the first number of --probe-shots. tradeoff: the mean of the probes against the trained tasks' dev score, where
+ * both were measured. by_shots, trained: the means of the probes and of the trained tasks at each number of
  * --probe-shots. */
 typedef struct {
     size_t n_probes, n_shots;
@@ -7789,7 +7825,7 @@ static int write_shots_figure(const Run *run, const char *directory, const char 
     return status;
 }
 
-/* The figures of the held-out tasks: their format ratio, their scores, and these over the trained tasks'. */
+/* The figures of the held-out tasks: their format ratio, their scores, and these against the trained tasks'. */
 static int write_heldout_figures(const Run *run, const char *directory, const ProbeCurves *curves, Error *error)
 {
     char *at = text_format(", %zu-shot", run->probe_shots[0]),
@@ -7867,9 +7903,10 @@ static int run_write_analysis(const Run *run, Error *error)
 /* ================================================================================================================
  * [10] Command line, whose commands are in commands/
  *
- * Main alone talks to the person; stdout carries results only. What stands between the options and the engine is no
- * algorithm, and a reader of the paper will skip it: it lies in commands/, about a file for each command. They are
- * included here, in reading order, and so belong to this translation unit like the chapters above. */
+ * Main alone prints errors; progress and warnings go to stderr, stdout carries results only. What stands between the
+ * options and the engine is no algorithm, and a reader of the paper will skip it: it lies in commands/, about a file
+ * for each command. They are included here, in reading order, and so belong to this translation unit like the chapters
+ * above. */
 
 #include "commands/options.c"
 #include "commands/info.c"

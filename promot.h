@@ -232,7 +232,7 @@ void linear_backward_input_layers(Device *dev, act_t *dx, const act_t *dy, const
 /* --- a product, and what becomes of each of its numbers while it is at hand. */
 
 /* The end of a sub-layer: out [rows, width] (=) x + dropout(y · wᵀ) for y [rows, in], w [width, in]. out may be x.
- * scratch [rows, width]: for a twin that makes the product first. */
+ * scratch [rows, width]: for a build that makes the product first, as the CPU's does. */
 void linear_residual_forward(Device *dev, act_t *out, const act_t *x, const act_t *y, const weight_t *w, act_t *scratch,
                              const Sequences *seqs, size_t in, size_t width, const Dropout *dropout);
 /* Into the middle of the MLP: a (=) x · wᵀ, h (=) mlp_activation_forward of it; x [rows, in], w [2F or F, in]. */
@@ -280,9 +280,10 @@ void softmax_cross_entropy(Device *dev, stat_t *loss, act_t *dlogits, const logi
  * equals: logp [rows, k] (=), word [rows, k] (=). */
 void head_top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, logit_t *logits, const act_t *x,
                                 const weight_t *w, size_t rows, size_t in, size_t vocabulary, size_t k);
-/* On a CPU: the best word of each row [rows] (=), the lower id first among equals: the same as from all logits, but for
- * up to HEAD_SKETCH_ROWS rows sooner known. -1: all logits are needed to tell. A sketch is a second copy of the head w
- * in 8 bits; it belongs to w as it was. NULL: there is no memory for it, or the device's logits are not fp32's. */
+/* On a CPU, for greedy decoding: word [rows] (=) the most probable word of each row, the lowest id among equals, as all
+ * logits would tell it but sooner, for up to HEAD_SKETCH_ROWS rows. -1: this row needs all its logits. A sketch is a
+ * second copy of the head w in 8 bits; when w changes it must be made anew. head_sketch_create gives NULL where there
+ * is no memory for it, or where products are not in fp32. */
 typedef struct HeadSketch HeadSketch;
 enum { HEAD_SKETCH_ROWS = 8 };
 size_t head_sketch_bytes(size_t in, size_t vocabulary);

@@ -34,15 +34,15 @@ enum {
     X(REPEAT, "repeat", WHOLE, "0", 0, 1000, FOR_BENCH, "N", "repetitions of each measurement (0: 7 of a kernel, 3 of a step, 5 of decoding)") \
     X(BENCH_BATCH, "batch", WHOLE, "8", 1, 1e6, FOR_BENCH, "N", "examples in a batch")                                  \
     X(BENCH_DTYPE, "dtype", CHOICE, "both", 0, 0, FOR_BENCH, "both|fp32|bf16", "bf16: matrix products of numbers rounded to bf16; both: where the processor can") \
-    X(TASK, "task", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "NAME=PATH", "a task and its data; NAME.train=FILE, NAME.dev=FILE, NAME.test=FILE say the splits") \
-    X(TASK_FILE, "task-file", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "FILE", "an own task, described in JSON")            \
+    X(TASK, "task", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "NAME=PATH", "a task and its data; NAME.train=FILE, NAME.dev=FILE, NAME.test=FILE say the splits. Built in: rte cb wic snli openbookqa triviaqa webquestions wmt14_en_fr wmt16_en_de wmt16_en_ro xsum wikilingua") \
+    X(TASK_FILE, "task-file", LIST, NULL, 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "FILE", "an own task, described in JSON: name, template, and labels or target (README, Your model, your task)")            \
     X(METHOD, "method", CHOICE, "promot", 0, 0, FOR_TRAIN, "promot|finetune|prompt|joint|random-prompt|lora|promot-lora", "how to train")   \
     X(OUT, "out", TEXT, NULL, 0, 0, FOR_DUMP | FOR_TRAINING | FOR_EVAL | FOR_ALIGN | FOR_STUDY, "PATH", "where results go")                        \
-    X(RESUME, "resume", FLAG, NULL, 0, 0, FOR_TRAINING | FOR_STUDY, NULL, "continue a run that was stopped")                           \
+    X(RESUME, "resume", FLAG, NULL, 0, 0, FOR_TRAINING | FOR_STUDY, NULL, "continue the stopped run in --out")                           \
     X(PROMPT, "prompt", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "PATH", "a soft prompt: a PEFT directory or a NumPy file; a directory of such, each under its task's name (train: skips stage 1)") \
     X(PROMPT_TASKS, "prompt-tasks", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks that get the prompt or the LoRA (default: all)")     \
     X(PROMPT_LENGTH, "prompt-length", WHOLE, "100", 1, 10000, FOR_TRAIN | FOR_INFO | FOR_BENCH, "P", "rows of a prompt")               \
-    X(PROMPT_INIT, "prompt-init", TEXT, "sampled", 0, 0, FOR_TRAIN, "sampled|uniform|text:…|file:…", "how a prompt begins") \
+    X(PROMPT_INIT, "prompt-init", TEXT, "sampled", 0, 0, FOR_TRAIN, "sampled|uniform|text:…|file:…", "a prompt's first values: embeddings of sampled tokens; uniform in [0, 0.5); those of a text's tokens, then sampled; a prompt's file") \
     X(PROMPT_LR, "prompt-lr", REAL, "0.2", 0, 1e6, FOR_TRAIN, "R", "learning rate of stage 1")                             \
     X(PROMPT_STEPS, "prompt-steps", WHOLE, "5000", 1, 1e12, FOR_TRAIN, "N", "steps of stage 1")                            \
     X(PROMPT_CHECKPOINT, "prompt-checkpoint-every", WHOLE, "1000", 1, 1e12, FOR_TRAIN, "N", "steps between dev evaluations in stage 1") \
@@ -50,11 +50,11 @@ enum {
     X(PROMPT_DROPOUT, "prompt-dropout", REAL, "0.1", 0, 0.999, FOR_TRAIN, "R", "dropout in stage 1")                       \
     X(PROMPT_SMOOTHING, "prompt-label-smoothing", REAL, "0", 0, 0.999999, FOR_TRAIN, "R", "label smoothing in stage 1")    \
     X(PROMPT_DECAY, "prompt-weight-decay", REAL, "1e-5", 0, 0.999999, FOR_TRAIN, "R", "weight decay of the prompt, a step") \
-    X(PROMPT_SCALE, "prompt-scale-by-parameter", CHOICE, "false", 0, 0, FOR_TRAIN, "true|false", "scale the prompt's updates by its size") \
+    X(PROMPT_SCALE, "prompt-scale-by-parameter", CHOICE, "false", 0, 0, FOR_TRAIN, "true|false", "scale the updates of a prompt or a LoRA by its size") \
     X(LORA, "lora", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL, "DIR", "a PEFT LoRA adapter (train: skips the first stage of promot-lora)") \
     X(LORA_RANK, "lora-rank", WHOLE, "8", 1, 65536, FOR_TRAIN | FOR_INFO, "R", "rank of a LoRA")                              \
     X(LORA_ALPHA, "lora-alpha", REAL, "8", 0, 1e6, FOR_TRAIN, "R", "W = W0 + alpha / rank * B·A")                           \
-    X(LORA_TARGETS, "lora-targets", TEXT, "q,v", 0, 0, FOR_TRAIN | FOR_INFO, "A,B", "the matrices it is beside: of q k v o wi_0 wi_1 wo, or all-linear") \
+    X(LORA_TARGETS, "lora-targets", TEXT, "q,v", 0, 0, FOR_TRAIN | FOR_INFO, "A,B", "the matrices that get a LoRA: of q k v o wi_0 wi_1 wo, or all-linear") \
     X(LORA_LR, "lora-lr", REAL, "0.001", 0, 1e6, FOR_TRAIN, "R", "learning rate of a LoRA")                                 \
     X(LORA_STEPS, "lora-steps", WHOLE, "1000", 1, 1e12, FOR_TRAIN, "N", "steps of the LoRA's stage")                        \
     X(LORA_CHECKPOINT, "lora-checkpoint-every", WHOLE, "100", 1, 1e12, FOR_TRAIN, "N", "steps between dev evaluations in the LoRA's stage") \
@@ -63,12 +63,12 @@ enum {
     X(CHECKPOINT, "checkpoint-every", WHOLE, "100", 1, 1e12, FOR_TRAINING, "N", "steps between dev evaluations")           \
     X(SAVE_EVERY, "save-every", WHOLE, "100", 1, 1e12, FOR_TRAINING, "N", "steps between saved states, for --resume")      \
     X(SCHEDULE, "schedule", CHOICE, "constant", 0, 0, FOR_TRAINING, "constant|warmup|rsqrt|linear", "learning-rate schedule") \
-    X(WARMUP, "warmup", WHOLE, "1000", 0, 1e12, FOR_TRAINING, "N", "steps that warmup and rsqrt refer to")                 \
+    X(WARMUP, "warmup", WHOLE, "1000", 0, 1e12, FOR_TRAINING, "N", "schedules warmup and rsqrt, for N steps: the rate rises, then stays; it stays, then falls as 1 / sqrt(step)")                 \
     X(BATCH, "batch", WHOLE, "64", 1, 1e6, FOR_TRAINING | FOR_INFO, "N", "examples in a batch")                            \
     X(BATCH_FILE, "batch", TEXT, NULL, 0, 0, FOR_DUMP, "FILE", "safetensors with input_ids, labels and, if wanted, prompt") \
     X(MICRO_BATCH, "micro-batch", WHOLE, "0", 0, 1e6, FOR_TRAINING | FOR_INFO, "N", "examples at a time (0: the whole batch)") \
     X(RECOMPUTE, "recompute", WHOLE, "-1", -1, 512, FOR_TRAINING, "N", "encoder layers that make their MLP's first product again in the backward pass instead of keeping it (-1: as few as fit in memory)") \
-    X(OFFLOAD, "offload", FLAG, NULL, 0, 0, FOR_TRAINING | FOR_INFO, NULL, "on a card, keep the lower halves of the layers' weights in the host's memory while they are trained, and bring each to the card for its update; done anyway where they have no room, first for the encoder's") \
+    X(OFFLOAD, "offload", FLAG, NULL, 0, 0, FOR_TRAINING | FOR_INFO, NULL, "on a card, keep the lower halves of trained layers' weights in the host's memory, each on the card for its update alone; done unasked where memory is short, the encoder's first") \
     X(STREAM, "stream", FLAG, NULL, 0, 0, FOR_DECODING | FOR_INFO, NULL, "on a card, keep the layers of a frozen model in the host's memory and bring them one at a time; a model that has no room there is streamed anyway") \
     X(DROPOUT, "dropout", REAL, "0.1", 0, 0.999, FOR_TRAIN, "R", "dropout")                                                \
     X(PRETRAIN_DROPOUT, "dropout", REAL, "0", 0, 0.999, FOR_PRETRAIN, "R", "dropout")                                      \
@@ -87,7 +87,7 @@ enum {
     X(SHOTS, "shots", TEXT, "0", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "K", "worked examples in front of each input (eval: a list, as 0,1,4)") \
     X(EXAMPLES_OF, "examples-of", TEXT, NULL, 0, 0, FOR_EVAL, "NAME", "put this task's worked examples in front of every task's inputs, not their own: does the ability come from the context?") \
     X(SEPARATOR, "separator", TEXT, " ", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "TEXT", "between worked examples")                    \
-    X(ENDING, "input-ending", TEXT, "", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN | FOR_GENERATE, "TEXT", "behind every input, e.g. \" <extra_id_0>\" for a model that was only pretrained") \
+    X(ENDING, "input-ending", TEXT, "", 0, 0, FOR_TRAIN | FOR_EVAL | FOR_ALIGN | FOR_GENERATE, "TEXT", "text appended to every input, e.g. \" <extra_id_0>\" for a model that was only pretrained") \
     X(MAX_INPUT, "max-input-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "N", "ids of an input at most, EOS counted (0: 1024 for summaries, as the paper, else any number)") \
     X(MAX_TARGET, "max-target-length", WHOLE, "0", 0, 1e6, FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "N", "ids of a target at most, EOS counted (0: any number)") \
     X(RUN, "run", TEXT, NULL, 0, 0, FOR_ALIGN, "RUN", "a run with kept checkpoints: the alignment along them, with and without its prompt") \
@@ -97,12 +97,12 @@ enum {
     X(PROBE, "probe", LIST, NULL, 0, 0, FOR_TRAIN, "NAME=PATH", "a task that is not trained, scored without a prompt along training: what is kept, what is lost") \
     X(PROBE_TRAINED, "probe-trained", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "in every stage, ask the trained tasks too, at each of --probe-shots: dev rows, --probe-limit at most, as that many --shots would ask them, with the task's prompt if it has one") \
     X(PROBE_EVERY, "probe-every", WHOLE, "0", 0, 1e12, FOR_TRAIN, "N", "steps between probes (0: at each checkpoint)")         \
-    X(PROBE_SHOTS, "probe-shots", TEXT, "1", 0, 0, FOR_TRAIN, "K", "worked examples in front of each input of a probe; a list, as 1,0,4: at each of them, and task by task the first is drawn") \
+    X(PROBE_SHOTS, "probe-shots", TEXT, "1", 0, 0, FOR_TRAIN, "K", "worked examples in front of each input of a probe; a list, as 1,0,4, asks at each; figures of single tasks show the first") \
     X(PROBE_LIMIT, "probe-limit", WHOLE, "100", 0, 1e12, FOR_TRAIN, "N", "examples of each probe at most, and of each trained task that is probed (0: all)")             \
-    X(PROBE_ENDING, "probe-input-ending", TEXT, "", 0, 0, FOR_TRAIN, "TEXT", "behind every input of a probe, as --input-ending") \
+    X(PROBE_ENDING, "probe-input-ending", TEXT, "", 0, 0, FOR_TRAIN, "TEXT", "text appended to every input of a probe, as --input-ending") \
     X(KEEP, "keep-checkpoints", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "keep each checkpoint, as a directory of its own in RUN/steps") \
     X(NPY, "npy", FLAG, NULL, 0, 0, FOR_TRAIN, NULL, "write prompts as NAME.npy too, as the T5X prompt-tuning code reads them") \
-    X(MIXING, "mixing", CHOICE, "size", 0, 0, FOR_TRAIN, "size|equal", "how often each of several tasks is drawn")          \
+    X(MIXING, "mixing", CHOICE, "size", 0, 0, FOR_TRAIN, "size|equal", "several tasks: examples in proportion to their sizes, or equally many of each")          \
     X(MIXING_CAP, "mixing-cap", WHOLE, "0", 0, 1e12, FOR_TRAIN, "N", "mixing by size: no task counts for more (0: no cap)")  \
     X(COMPARE, "compare", WORDS, NULL, 0, 0, FOR_EVAL, "[NAME=]DIR …", "no evaluation: the results in these directories (--out of earlier ones) side by side") \
     X(FORMAT, "format", CHOICE, "text", 0, 0, FOR_EVAL, "text|csv|markdown", "of the table of --compare")                      \
@@ -138,12 +138,12 @@ enum {
     X(CONFIG, "config", TEXT, NULL, 0, 0, FOR_PRETRAIN, "FILE", "a new model of this config.json, instead of --model")     \
     X(TOKENIZER, "tokenizer", TEXT, NULL, 0, 0, FOR_PRETRAIN, "FILE", "the new model's spiece.model")                      \
     X(TRAIN_VOCAB, "train-vocab", WHOLE, "0", 0, 1e6, FOR_PRETRAIN, "N", "train the new model's vocabulary, of N pieces, on the text") \
-    X(TEXT_FILE, "text", TEXT, NULL, 0, 0, FOR_PRETRAIN, "FILE", "one document a line; tabs around answers")               \
+    X(TEXT_FILE, "text", TEXT, NULL, 0, 0, FOR_PRETRAIN, "FILE", "one document a line; in a line with tabs every second field is an answer: question TAB answer TAB question …")               \
     X(NOISE_DENSITY, "noise-density", REAL, "0.15", 1e-6, 0.99, FOR_PRETRAIN, "R", "share of the tokens that is hidden")   \
     X(MEAN_SPAN, "mean-span", REAL, "3", 1, 1000, FOR_PRETRAIN, "R", "mean length of a hidden span")                       \
     X(ANSWER_SHARE, "answer-share", REAL, "0.88", 0, 1, FOR_PRETRAIN, "R", "share of documents with answers that hide answers, not random spans") \
     X(THREADS, "threads", WHOLE, "0", 0, 4096, FOR_ALL, "N", "threads (0: one for each core)")                             \
-    X(SEED, "seed", WHOLE, "0", 0, 9e15, FOR_ALL, "N", "of everything that is drawn")                                      \
+    X(SEED, "seed", WHOLE, "0", 0, 9e15, FOR_ALL, "N", "seed of all random draws")                                      \
     X(DTYPE, "dtype", CHOICE, "fp32", 0, 0, FOR_ALL & ~FOR_BENCH, "fp32|bf16", "bf16: matrix products of numbers rounded to bf16")      \
     X(JSON, "json", FLAG, NULL, 0, 0, FOR_ALL, NULL, "results as one JSON object")                                         \
     X(QUIET, "quiet", FLAG, NULL, 0, 0, FOR_ALL, NULL, "no progress, no warnings")                                         \

@@ -58,6 +58,20 @@ static void finish_numbers(cJSON *json)
     }
 }
 
+/* The trained task's own numbers are those without worked examples: they stand beside those by their number too. */
+static void add_target_numbers(const cJSON *methods)
+{
+    const cJSON *method;
+    cJSON_ArrayForEach(method, methods)
+    {
+        cJSON *target = cJSON_GetObjectItemCaseSensitive(method, "target");
+        const cJSON *asked_plainly = cJSON_GetObjectItemCaseSensitive(target, "0");
+        if (!cJSON_IsObject(asked_plainly)) continue;
+        cJSON_AddNumberToObject(target, "mean", record_number(asked_plainly, "mean"));
+        cJSON_AddNumberToObject(target, "sd", record_number(asked_plainly, "sd"));
+    }
+}
+
 /* The number at the end of a path of names, its mean; NAN: there is none. */
 static double mean_at(const cJSON *json, const char *const *path)
 {
@@ -626,7 +640,7 @@ static void add_settings(const Study *s, cJSON *json)
 static int study_results(const Study *s, cJSON **out, Error *error)
 {
     Task *trained = task_builtin("rte", error);
-    cJSON *json = *out = cJSON_CreateObject(), *bases;
+    cJSON *json = *out = cJSON_CreateObject(), *bases, *base_json;
     int status = trained ? 0 : -1;
     cJSON_AddNumberToObject(json, "seeds", (double)s->n_seeds);
     cJSON_AddStringToObject(json, "model", s->bases[0]);
@@ -651,6 +665,8 @@ static int study_results(const Study *s, cJSON **out, Error *error)
     task_free(trained);
     if (status) return status;
     finish_numbers(json);
+    add_target_numbers(cJSON_GetObjectItemCaseSensitive(json, "methods"));
+    cJSON_ArrayForEach(base_json, bases) add_target_numbers(cJSON_GetObjectItemCaseSensitive(base_json, "methods"));
     add_checks(json, s->n_seeds);
     add_finding(json, s->n_seeds);
     return 0;

@@ -147,12 +147,18 @@ static bool are_numbers(const cJSON *list, int count)
     return cJSON_IsArray(list) && cJSON_GetArraySize(list) == count;
 }
 
+/* Numbers by shots; those of the trained task may have their "mean" and "sd" without shots beside them. */
 static bool are_by_shots(const cJSON *object)
 {
     const cJSON *item;
     cJSON_ArrayForEach(item, object)
     {
-        if (!is_shots(key_of(item)) || !is_number(item)) return false;
+        const char *key = key_of(item);
+        if (strcmp(key, "mean") == 0 || strcmp(key, "sd") == 0) {
+            if (!is_number_or_null(item)) return false;
+        } else if (!is_shots(key) || !is_number(item)) {
+            return false;
+        }
     }
     return cJSON_IsObject(object);
 }

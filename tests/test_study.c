@@ -893,6 +893,9 @@ static void test_results_of_a_study(void)
     for (size_t m = 0; m < 4; m++) {
         const cJSON *method = at(methods, METHODS[m]);
         CHECK(!at(method, "first"), "%s never learns the task to 99 %%", METHODS[m]);
+        CHECK(number_in(at(method, "target"), "mean") == number_in(at(at(method, "target"), "0"), "mean") &&
+                  number_in(at(method, "target"), "sd") == number_in(at(at(method, "target"), "0"), "sd"),
+              "%s: the trained task's own numbers", METHODS[m]);
         for (size_t k = 0; k < 3; k++) {
             check_number(at(method, "target"), SHOTS[k]);
             check_number(at(method, "heldout"), SHOTS[k]);
@@ -1405,8 +1408,11 @@ static void test_demo_readme(void)
                MEAN_AT(results, "context", "own"), MEAN_AT(results, "context", "other"));
     for (size_t i = 0; i < N_HELDOUT; i++)
         most = fmax(most, MEAN_AT(other, "finetune", "tasks", STUDY_TASKS[i].name, "1"));
-    check_says(text, "nothing keeps more than %.0f of 100, translation %.0f and %.0f.", most,
-               MEAN_AT(other, "finetune", "tasks", "fr", "1"), MEAN_AT(other, "finetune", "tasks", "de", "1"));
+    check_says(text,
+               "no task keeps more than %.0f of 100, translation into French %.0f, into German %.0f. ProMoT keeps %.0f "
+               "of %.0f.",
+               most, MEAN_AT(other, "finetune", "tasks", "fr", "1"), MEAN_AT(other, "finetune", "tasks", "de", "1"),
+               MEAN_AT(other, "promot", "heldout", "1"), MEAN_AT(other, "pretrained", "heldout", "1"));
     check_says(text, "On the shipped model %d of them are NOT REACHED, on the second one %d.",
                count_missed(results, "base 2, ", false), count_missed(results, "base 2, ", true));
     CHECK(reached(results, "fine-tuning: answers in the trained format, closed-book questions' less the average") == 0);

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes data/demo/model again, the same bytes on the same kind of machine whatever the number of threads: text from the
-# generator, a vocabulary trained on it, and 4,000 steps of span corruption and answer spans from scratch. Some minutes
-# on two cores. With a seed and a directory it makes another model there, for a study of more than one:
+# generator, a vocabulary trained on it, and 4,000 steps of span corruption and answer spans from scratch. A quarter of
+# an hour on two cores. With a seed and a directory it makes another model there, for a study of more than one:
 #     sh data/demo/make_model.sh 1 out/model-1
 set -e
 export OMP_WAIT_POLICY=passive # threads that wait must not take the cores of a shared machine
