@@ -3873,12 +3873,23 @@ static void project_and_add(Pass *pass, act_t *out, const act_t *x, const act_t 
     linear_residual_forward(pass->model->dev, out, x, y, w->data, pass->branch, seqs, w->columns, w->rows, &dropout);
 }
 
+/* The sequences that a stack works on, and what it keeps of them. */
+static const Sequences *stack_sequences(const Pass *pass, const Stack *stack)
+{
+    return stack->is_decoder ? &pass->batch->target : &pass->batch->source;
+}
+
+static StackActivations *stack_activations(Pass *pass, const Stack *stack)
+{
+    return stack->is_decoder ? &pass->decoder : &pass->encoder;
+}
+
 static Attention self_attention(const Pass *pass, const Stack *stack, size_t l, const LayerActivations *a)
 {
     const T5Config *c = &pass->model->config;
     const Batch *batch = pass->batch;
     size_t I = c->num_heads * c->d_kv;
-    const Sequences *seqs = stack->is_decoder ? &batch->target : &batch->source;
+    const Sequences *seqs = stack_sequences(pass, stack);
     return (Attention){.q = a->qkv,
                        .k = a->qkv + I,
                        .v = a->qkv + 2 * I,
@@ -3914,8 +3925,8 @@ static Attention cross_attention(const Pass *pass, const Stack *stack, size_t l,
 static void self_attention_forward(Pass *pass, const Stack *stack, size_t l, act_t *out)
 {
     const Layer *w = &stack->layers[l];
-    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
-    LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
+    const Sequences *seqs = stack_sequences(pass, stack);
+    LayerActivations *a = &stack_activations(pass, stack)->layers[l];
     Attention attention = self_attention(pass, stack, l, a);
     norm_and_project(pass, a->qkv, a->rstd, a->x, w->self_norm, w->self_q, seqs->rows, 3 * w->self_q->rows);
     attention_forward(pass->model->dev, a->attended, a->logsumexp, &attention);
@@ -3939,8 +3950,8 @@ static void mlp_forward(Pass *pass, const Stack *stack, size_t l, act_t *out)
 {
     const Layer *w = &stack->layers[l];
     const T5Config *c = &pass->model->config;
-    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
-    LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
+    const Sequences *seqs = stack_sequences(pass, stack);
+    LayerActivations *a = &stack_activations(pass, stack)->layers[l];
     Dropout dropout = dropout_at(pass, stack, l, DROP_HIDDEN);
     rmsnorm_forward(pass->model->dev, pass->normed, a->mlp_rstd, a->mlp_x, w->mlp_norm->data, seqs->rows, c->d_model,
                     c->layer_norm_epsilon);
@@ -3986,8 +3997,8 @@ static void stack_forward(Pass *pass, const Stack *stack)
 {
     const Model *model = pass->model;
     const T5Config *c = &model->config;
-    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
-    StackActivations *acts = stack->is_decoder ? &pass->decoder : &pass->encoder;
+    const Sequences *seqs = stack_sequences(pass, stack);
+    StackActivations *acts = stack_activations(pass, stack);
     const int32_t *ids = stack->is_decoder ? pass->batch->target_inputs : pass->batch->source_ids;
     Dropout dropout_in = dropout_at(pass, stack, 0, DROP_EMBEDDING),
             dropout_out = dropout_at(pass, stack, 0, DROP_FINAL);
@@ -4153,8 +4164,8 @@ static void mlp_backward(Pass *pass, const Gradients *grads, const Stack *stack,
 {
     const Layer *w = &stack->layers[l];
     const T5Config *c = &pass->model->config;
-    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
-    const LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
+    const Sequences *seqs = stack_sequences(pass, stack);
+    const LayerActivations *a = &stack_activations(pass, stack)->layers[l];
     Dropout dropout = dropout_at(pass, stack, l, DROP_HIDDEN), dropout_out = dropout_at(pass, stack, l, DROP_MLP);
     act_t *hidden = gradient_wanted(grads, pass->model, w->wo, 1) ? pass->hidden : NULL; /* wo's gradient needs it */
     if (!stack->is_decoder && l < pass->recomputed)
@@ -4204,8 +4215,8 @@ static void self_attention_backward(Pass *pass, const Gradients *grads, const St
 {
     const Layer *w = &stack->layers[l];
     const Model *model = pass->model;
-    const Sequences *seqs = stack->is_decoder ? &pass->batch->target : &pass->batch->source;
-    const LayerActivations *a = &(stack->is_decoder ? &pass->decoder : &pass->encoder)->layers[l];
+    const Sequences *seqs = stack_sequences(pass, stack);
+    const LayerActivations *a = &stack_activations(pass, stack)->layers[l];
     const size_t I = w->self_q->rows;
     stat_t *dbias = gradient_wanted(grads, model, stack->relative_bias, 1)
                         ? gradient_place(grads, model, stack->relative_bias)
@@ -4234,8 +4245,8 @@ static void stack_backward(Pass *pass, const Gradients *grads, const Stack *stac
     const Model *model = pass->model;
     const T5Config *c = &model->config;
     const Batch *batch = pass->batch;
-    const Sequences *seqs = stack->is_decoder ? &batch->target : &batch->source;
-    StackActivations *acts = stack->is_decoder ? &pass->decoder : &pass->encoder;
+    const Sequences *seqs = stack_sequences(pass, stack);
+    StackActivations *acts = stack_activations(pass, stack);
     Dropout dropout_in = dropout_at(pass, stack, 0, DROP_EMBEDDING),
             dropout_out = dropout_at(pass, stack, 0, DROP_FINAL);
     const Layer *lowest = &stack->layers[0];
