@@ -6165,7 +6165,7 @@ typedef struct {
     const Corpus *corpus; /* or NULL */
     size_t count;
     double share; /* of the mixture; the shares need not sum to 1 */
-    size_t drawn; /* examples taken before Source.position */
+    size_t drawn; /* examples taken before Mixture.position */
 } Part;
 
 /* Where training examples come from: an endless stream of them, a pure function of the key. Each is drawn from a part
@@ -6175,7 +6175,7 @@ typedef struct {
     size_t n_parts;
     uint64_t key;
     size_t position; /* of the next example */
-} Source;
+} Mixture;
 
 /* Place `at` of a random order of the numbers below count. A Feistel network permutes the next power of four above
  * count, and is walked until it comes back below count: a shuffle that needs no memory, so that fifteen million
@@ -6200,42 +6200,43 @@ static size_t permuted(size_t at, size_t count, uint64_t key)
 }
 
 /* The part that example number `position` comes from. */
-static Part *source_part(const Source *source, size_t position)
+static Part *mixture_part(const Mixture *mixture, size_t position)
 {
     enum { MIXING = 1000 }; /* apart from the keys of the parts' orders */
     double sum = 0, at;
     size_t i = 0;
-    if (source->n_parts == 1) return source->parts;
-    for (size_t p = 0; p < source->n_parts; p++) sum += source->parts[p].share;
-    at = random_uniform(random_fold(source->key, MIXING), position) * sum;
-    while (i + 1 < source->n_parts && at >= source->parts[i].share) at -= source->parts[i++].share;
-    return &source->parts[i];
+    if (mixture->n_parts == 1) return mixture->parts;
+    for (size_t p = 0; p < mixture->n_parts; p++) sum += mixture->parts[p].share;
+    at = random_uniform(random_fold(mixture->key, MIXING), position) * sum;
+    while (i + 1 < mixture->n_parts && at >= mixture->parts[i].share) at -= mixture->parts[i++].share;
+    return &mixture->parts[i];
 }
 
 /* Begins a stream anew, with another key. */
-static void source_begin(Source *source, uint64_t key)
+static void mixture_begin(Mixture *mixture, uint64_t key)
 {
-    source->key = key;
-    source->position = 0;
-    for (size_t p = 0; p < source->n_parts; p++) source->parts[p].drawn = 0;
+    mixture->key = key;
+    mixture->position = 0;
+    for (size_t p = 0; p < mixture->n_parts; p++) mixture->parts[p].drawn = 0;
 }
 
 /* Example number `position`, whose ids are the caller's (token_example_free). Going back or ahead counts the draws up
  * to there. */
-static int source_get(Source *source, size_t position, TokenExample *out, Error *error)
+static int mixture_get(Mixture *mixture, size_t position, TokenExample *out, Error *error)
 {
     size_t number, epoch;
     Part *part;
-    if (position < source->position) source_begin(source, source->key);
-    while (source->position < position) source_part(source, source->position++)->drawn++;
-    part = source_part(source, position);
-    source->position++;
+    if (position < mixture->position) mixture_begin(mixture, mixture->key);
+    while (mixture->position < position) mixture_part(mixture, mixture->position++)->drawn++;
+    part = mixture_part(mixture, position);
+    mixture->position++;
     epoch = part->drawn / part->count;
     number = permuted(part->drawn++ % part->count, part->count,
-                      random_fold(random_fold(source->key, (uint64_t)(part - source->parts)), epoch));
+                      random_fold(random_fold(mixture->key, (uint64_t)(part - mixture->parts)), epoch));
     if (part->stream) return stream_get(part->stream, number, out, error);
-    *out = corrupt(part->corpus, &part->corpus->documents[number],
-                   random_fold(random_fold(source->key, ~(uint64_t)epoch), number)); /* ~: apart from the parts' keys */
+    const uint64_t key =
+        random_fold(random_fold(mixture->key, ~(uint64_t)epoch), number); /* ~: apart from the parts' keys */
+    *out = corrupt(part->corpus, &part->corpus->documents[number], key);
     return 0;
 }
 
@@ -6622,7 +6623,7 @@ typedef struct {
     EncodedSplit *probe_inputs;   /* [n_probe_shots, n_probes]: of each number of --probe-shots */
     EncodedSplit *trained_inputs; /* [n_probe_shots, n_tasks]: the same of the trained tasks' dev rows; or NULL */
     int64_t probe_every;          /* 0: at each checkpoint */
-    Source source;
+    Mixture mixture;
     size_t most_rows[MAX_STAGES]; /* of the largest batch of a stage, as foreseen: see trainer_create */
     Stage stages[MAX_STAGES];
     size_t n_stages;
@@ -7175,7 +7176,7 @@ static int run_queue_step(Run *run, Trainer *trainer, Error *error)
     uint64_t key = random_fold(random_fold(run->seed, run->stage + 1), (uint64_t)run->step);
     int status = 0;
     for (size_t b = 0; !status && b < run->batch; b++)
-        status = source_get(&run->source, (size_t)run->step * run->batch + b, &examples[b], error);
+        status = mixture_get(&run->mixture, (size_t)run->step * run->batch + b, &examples[b], error);
     if (!status)
         status = train_step_queue(trainer, run->model, &run->prompts, stage, examples, run->batch, run->micro,
                                   run->step, key, run->dropout_shared, error);
@@ -7234,7 +7235,7 @@ static int run_stage(Run *run, bool restore, Error *error)
     Progress progress = progress_begin(run->quiet, run->step);
     char *path;
     int status;
-    source_begin(&run->source, stage_key(run, run->stage));
+    mixture_begin(&run->mixture, stage_key(run, run->stage));
     if (stage->offload)
         status = weights_offload(run->model->dev, run->model->weights,
                                  offloading_of(&run->model->config, stage->offload).weights, error);

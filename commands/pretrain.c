@@ -61,7 +61,7 @@ static int pretrain_run(const Options *o, Run *run, bool resumed, Error *error)
     if (!status) status = check_vocabulary(run->tokenizer, run->model, run->model_directory, error);
     if (!status) status = corpus_read(&corpus, o->text[OPT_TEXT_FILE], max_size(longest, 2), error);
     part = (Part){.corpus = &corpus, .count = corpus.count, .share = 1};
-    run->source = (Source){.parts = &part, .n_parts = 1};
+    run->mixture = (Mixture){.parts = &part, .n_parts = 1};
     if (!status) status = train_with(o, run, resumed, error);
     corpus_free(&corpus);
     return status;

@@ -243,17 +243,17 @@ static int plan_stage(Run *run, size_t s, StagePlan *plan, Error *error)
     size_t P = stage->uses_prompts ? run->prompts.length : 0, limit = KEPT;
     int64_t first = s == run->stage ? run->step : 0, steps = stage->steps - first;
     *plan = (StagePlan){0};
-    for (size_t p = 0; p < run->source.n_parts; p++)
-        limit = min_size(limit, run->source.parts[p].corpus                 ? DOCUMENTS
-                                : run->source.parts[p].count > CACHE_PLACES ? READ
-                                                                            : KEPT);
+    for (size_t p = 0; p < run->mixture.n_parts; p++)
+        limit = min_size(limit, run->mixture.parts[p].corpus                 ? DOCUMENTS
+                                : run->mixture.parts[p].count > CACHE_PLACES ? READ
+                                                                             : KEPT);
     steps = steps < (int64_t)(limit / run->batch) + 1 ? steps : (int64_t)(limit / run->batch) + 1;
-    source_begin(&run->source, stage_key(run, s));
+    mixture_begin(&run->mixture, stage_key(run, s));
     for (int64_t step = first; step < first + steps; step++) {
         size_t source_rows = 0, target_rows = 0, all_rows = 0;
         for (size_t b = 0; b < run->batch; b++) {
             TokenExample e;
-            if (source_get(&run->source, (size_t)step * run->batch + b, &e, error)) return -1;
+            if (mixture_get(&run->mixture, (size_t)step * run->batch + b, &e, error)) return -1;
             if (b % run->micro == 0) source_rows = target_rows = 0;
             source_rows += e.input_length + (e.prompt >= 0 ? P : 0);
             target_rows += e.target_length;

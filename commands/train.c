@@ -147,8 +147,8 @@ static int prepare_tasks(const Options *o, Run *run, TaskArgument *arguments, si
     if (parse_count(o->text[OPT_SHOTS], "shots", &shots, error)) return -1;
     run->tasks = host_alloc(count, sizeof *run->tasks);
     run->n_tasks = count;
-    run->source.parts = host_alloc(count, sizeof *run->source.parts);
-    run->source.n_parts = count;
+    run->mixture.parts = host_alloc(count, sizeof *run->mixture.parts);
+    run->mixture.n_parts = count;
     for (size_t i = 0; i < count; i++) {
         TaskData *data = &run->tasks[i];
         TaskEncoder e;
@@ -159,7 +159,7 @@ static int prepare_tasks(const Options *o, Run *run, TaskArgument *arguments, si
         if (status) return -1;
         e = task_encoder(o, &run->model->config, run->tokenizer, data, true, shots, prompt);
         if (stream_open(&data->train, &e, error)) return -1;
-        run->source.parts[i] =
+        run->mixture.parts[i] =
             (Part){.stream = &data->train,
                    .count = data->train.count,
                    .share = equal ? 1 : (double)(cap ? min_size(cap, data->train.count) : data->train.count)};
@@ -279,7 +279,7 @@ static int train_run(const Options *o, Run *run, bool resumed, Error *error)
     for (size_t i = 0; i < run->n_probes; i++) task_data_free(&run->probes[i]);
     free(run->trained_inputs);
     free(run->probe_shots);
-    free(run->source.parts);
+    free(run->mixture.parts);
     free(run->tasks);
     free(run->probe_inputs);
     free(run->probes);

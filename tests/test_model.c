@@ -1136,12 +1136,12 @@ static TaskStream cached_stream(size_t count)
 }
 
 /* Example `position`: its number, and in *of the size of the task that it came from. */
-static size_t number_at(Source *source, size_t position, int *of)
+static size_t number_at(Mixture *mixture, size_t position, int *of)
 {
     TokenExample e = {0};
     Error error;
     size_t number;
-    CHECK(source_get(source, position, &e, &error) == 0, "no example");
+    CHECK(mixture_get(mixture, position, &e, &error) == 0, "no example");
     number = e.number;
     if (of) *of = e.prompt;
     token_example_free(&e);
@@ -1155,11 +1155,11 @@ static void test_epochs(void)
     size_t orders[EPOCHS][COUNT];
     TaskStream stream = cached_stream(COUNT);
     Part part = {.stream = &stream, .count = COUNT, .share = 1}, again = part;
-    Source source = {.parts = &part, .n_parts = 1, .key = 5}, other = {.parts = &again, .n_parts = 1, .key = 5};
+    Mixture mixture = {.parts = &part, .n_parts = 1, .key = 5}, other = {.parts = &again, .n_parts = 1, .key = 5};
     for (size_t e = 0; e < EPOCHS; e++) {
         unsigned seen = 0;
         for (size_t i = 0; i < COUNT; i++) {
-            orders[e][i] = number_at(&source, e * COUNT + i, NULL);
+            orders[e][i] = number_at(&mixture, e * COUNT + i, NULL);
             seen |= 1u << orders[e][i];
         }
         CHECK(seen == (1u << COUNT) - 1, "epoch %zu leaves one out", e);
@@ -1177,25 +1177,25 @@ static void test_mixture(void)
     TaskStream small = cached_stream(5), large = cached_stream(20);
     Part parts[2] = {{.stream = &small, .count = 5, .share = 5}, {.stream = &large, .count = 20, .share = 20}},
          again[2] = {parts[0], parts[1]};
-    Source source = {.parts = parts, .n_parts = 2, .key = 11}, other = {.parts = again, .n_parts = 2, .key = 11};
+    Mixture mixture = {.parts = parts, .n_parts = 2, .key = 11}, other = {.parts = again, .n_parts = 2, .key = 11};
     size_t of_small = 0, seen[5] = {0};
     int task;
     for (size_t i = 0; i < DRAWN; i++) {
-        size_t number = number_at(&source, i, &task);
+        size_t number = number_at(&mixture, i, &task);
         if (task == 5 && ++seen[number] > of_small++ / 5 + 1) CHECK(false, "an epoch repeats example %zu", number);
     }
     CHECK(of_small > 830 && of_small < 1170, "%zu of 5000 from a fifth", of_small); /* 1000, 6 deviations of 28 */
     for (size_t i = 0; i < 3; i++) {
         static const size_t places[] = {4321, 17, 2500};
         int one, two;
-        CHECK(number_at(&source, places[i], &one) == number_at(&other, places[i], &two) && one == two, "entered at %zu",
-              places[i]);
+        CHECK(number_at(&mixture, places[i], &one) == number_at(&other, places[i], &two) && one == two,
+              "entered at %zu", places[i]);
     }
     parts[0].share = parts[1].share = 1; /* equal mixing */
-    source_begin(&source, 11);
+    mixture_begin(&mixture, 11);
     of_small = 0;
     for (size_t i = 0; i < DRAWN; i++) {
-        number_at(&source, i, &task);
+        number_at(&mixture, i, &task);
         of_small += task == 5;
     }
     CHECK(of_small > 2288 && of_small < 2712, "%zu of 5000 from a half", of_small); /* 2500, 6 deviations of 35 */
