@@ -6234,8 +6234,8 @@ static int mixture_get(Mixture *mixture, size_t position, TokenExample *out, Err
     number = permuted(part->drawn++ % part->count, part->count,
                       random_fold(random_fold(mixture->key, (uint64_t)(part - mixture->parts)), epoch));
     if (part->stream) return stream_get(part->stream, number, out, error);
-    const uint64_t key =
-        random_fold(random_fold(mixture->key, ~(uint64_t)epoch), number); /* ~: apart from the parts' keys */
+    /* ~: apart from the parts' keys */
+    const uint64_t key = random_fold(random_fold(mixture->key, ~(uint64_t)epoch), number);
     *out = corrupt(part->corpus, &part->corpus->documents[number], key);
     return 0;
 }
