@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The steps and the decoding of `promot bench` with PyTorch and CTranslate2, for comparison on the same machine.
+"""What `promot bench` measures with PyTorch, CTranslate2 and OpenBLAS, for comparison on the same machine.
 
     python tests/bench_pytorch.py --against bench.json [--out FILE]        what `promot bench --out bench.json` measured
     python tests/bench_pytorch.py [--model DIR] [--method finetune|prompt|promot] [--dtype float32|bfloat16] …  one step
@@ -8,8 +8,9 @@
 The model is transformers' (eager attention), of random weights unless a directory is given; the optimizer its Adafactor,
 with promot's settings (parameter scaling for the model, none for a prompt). PyTorch pads, so a batch of real lengths is
 compared with the batch that is padded to its longest. CTranslate2 decodes the same model in fp32 and int8, where it is
-installed. Each measurement is a process of its own, so that its peak memory is its own; one repetition warms up, the
-median of the others counts. Needs torch and transformers.
+installed. NumPy, which brings OpenBLAS along, multiplies the matrices of the linear layers. Each measurement is a process
+of its own, so that its peak memory is its own; one repetition warms up, the median of the others counts. Needs torch and
+transformers.
 
 On a card, both sides make the same steps on it in bf16, PyTorch in every way that its version knows: eager attention or
 SDPA, each also compiled. What counts is the best of them (a way that fails, for lack of memory too, is told and left
@@ -18,6 +19,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -26,6 +28,7 @@ import tempfile
 import time
 
 MT5_SMALL = dict(model_type="mt5", vocab_size=250112, d_model=512, d_kv=64, d_ff=1024, num_heads=6, num_layers=8)
+LAYOUTS = ("forward", "d input", "d weight")
 METHODS = {"fine-tuning": "finetune", "prompt tuning": "prompt", "ProMoT stage 2": "promot"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 MT5_LARGE = dict(model_type="mt5", vocab_size=250112, d_model=1024, d_kv=64, d_ff=2816, num_heads=16, num_layers=24)
@@ -172,13 +175,32 @@ def measure_ctranslate2(args):
     return {**result, "tokens_per_second": args.batch * args.output / result["seconds"]}
 
 
-MEASURES = {"step": measure_step, "decoding": measure_decoding, "convert": convert, "ctranslate2": measure_ctranslate2}
+def measure_openblas(args):
+    """A linear layer's product, in one of the layouts of training."""
+    import numpy
+    random = numpy.random.default_rng(0)
+
+    def matrix(height, width):
+        return random.random((height, width), dtype=numpy.float32) - numpy.float32(0.5)
+
+    if args.layout == "forward":
+        a, b = matrix(args.rows, args.inputs), matrix(args.outputs, args.inputs).T
+    elif args.layout == "d input":
+        a, b = matrix(args.rows, args.outputs), matrix(args.outputs, args.inputs)
+    else:
+        a, b = matrix(args.rows, args.outputs).T, matrix(args.rows, args.inputs)
+    product = numpy.empty((a.shape[0], b.shape[1]), numpy.float32)
+    return measured(lambda: numpy.matmul(a, b, out=product), args)
+
+
+MEASURES = {"openblas": measure_openblas, "step": measure_step, "decoding": measure_decoding, "convert": convert, "ctranslate2": measure_ctranslate2}
 
 
 def apart(what, settings):
     """Runs a measurement in a process of its own; None when it fails, which is told."""
     call = [sys.executable, __file__, "--measure", what, "--settings", json.dumps(settings)]
-    done = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    threads = {"OPENBLAS_NUM_THREADS": str(settings["threads"])}  # it is asked when NumPy is loaded
+    done = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **threads})
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     print("%s failed: %s" % (what, (done.stderr.strip() or "killed").splitlines()[-1]), file=sys.stderr)
@@ -190,6 +212,13 @@ def cases_of(report, args, directory, ways):
     in each of its ways."""
     threads = report["machine"]["threads"]
     common = {"config": report["config"], "threads": threads, "repeat": args.repeat, "directory": directory}
+    for row in report.get("kernels", []):
+        layout = next((layout for layout in LAYOUTS if row["kernel"].endswith(" " + layout)), None)
+        shape = re.fullmatch(r"(\d+) x (\d+) -> (\d+)", row["shape"])
+        if layout and shape and row["dtype"] == "fp32" and row["threads"] == threads:
+            rows, inputs, outputs = map(int, shape.groups())
+            yield ("%s, %s" % (row["kernel"], row["shape"]), row, "OpenBLAS", "openblas",
+                   {**common, "repeat": 7, "layout": layout, "rows": rows, "inputs": inputs, "outputs": outputs})
     steps = report.get("steps", [])
     padded = [row for row in steps if row["lengths"] == "padded"]
     for row in steps:
@@ -217,7 +246,7 @@ def cases_of(report, args, directory, ways):
 
 def compare(report, args, ways=ON_CPU):
     rows = []
-    print("\n%-38s %9s %-22s %9s %7s %10s %9s" % ("seconds; peak memory in GB", "promot", "other", "seconds", "ratio",
+    print("\n%-42s %9s %-22s %9s %7s %10s %9s" % ("seconds; peak memory in GB", "promot", "other", "seconds", "ratio",
                                                  "promot GB", "other GB"))
     with tempfile.TemporaryDirectory() as directory:
         converted = False
@@ -232,12 +261,12 @@ def compare(report, args, ways=ON_CPU):
             ratio = theirs["seconds"] / ours["seconds"]
             row = {"what": label, "program": program, "promot_seconds": ours["seconds"], "ratio": ratio, **theirs}
             memory = "-"  # on a card, promot tells that of the host
-            if ways is ON_CPU:
+            if ways is ON_CPU and "peak_bytes" in ours:
                 memory = "%.2f" % (ours["peak_bytes"] / 1e9)
                 row.update(promot_peak_bytes=ours["peak_bytes"],
                            memory_ratio=ours["peak_bytes"] / theirs["peak_bytes"])
             rows.append(row)
-            print("%-38s %9.3f %-22s %9.3f %6.2fx %10s %9.2f" % (
+            print("%-42s %9.4f %-22s %9.4f %6.2fx %10s %9.2f" % (
                 label, ours["seconds"], program, theirs["seconds"], ratio, memory, theirs["peak_bytes"] / 1e9),
                 flush=True)
     return rows
@@ -273,7 +302,7 @@ def compare_on_a_card(args):
 
 def versions():
     found = {}
-    for name in ("torch", "transformers", "ctranslate2"):
+    for name in ("numpy", "torch", "transformers", "ctranslate2"):
         if importlib.util.find_spec(name):
             found[name] = __import__(name).__version__
     return found
