@@ -193,14 +193,15 @@ def measure_openblas(args):
     return measured(lambda: numpy.matmul(a, b, out=product), args)
 
 
-MEASURES = {"openblas": measure_openblas, "step": measure_step, "decoding": measure_decoding, "convert": convert, "ctranslate2": measure_ctranslate2}
+MEASURES = {"openblas": measure_openblas, "step": measure_step, "decoding": measure_decoding, "convert": convert,
+            "ctranslate2": measure_ctranslate2}
 
 
 def apart(what, settings):
     """Runs a measurement in a process of its own; None when it fails, which is told."""
     call = [sys.executable, __file__, "--measure", what, "--settings", json.dumps(settings)]
-    threads = {"OPENBLAS_NUM_THREADS": str(settings["threads"])}  # it is asked when NumPy is loaded
-    done = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **threads})
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": str(settings["threads"])}  # read when NumPy is loaded
+    done = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     print("%s failed: %s" % (what, (done.stderr.strip() or "killed").splitlines()[-1]), file=sys.stderr)
