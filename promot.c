@@ -1252,7 +1252,7 @@ enum {
  * each operation the address, and then the loads take longer than the multiplications. */
 #if defined(__x86_64__) && (VECTOR_BYTES < 64 || defined(__AVX512F__))
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && VECTOR_BYTES == 16
 #define IN_REGISTER(v) __asm__("" : "+w"(v))
 #else
 #define IN_REGISTER(v) (void)(v)
