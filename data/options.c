@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "text_buffer.h"
+
 static bool is_choice(const char *choices, const char *value)
 {
     size_t length = strlen(value);
@@ -152,33 +154,48 @@ int option_need(const Options *o, size_t id, Error *error)
     return error_set(error, EXIT_USAGE, "%s: --%s %s is needed", o->command, o->table[id].name, o->table[id].argument);
 }
 
-/* "  --name ARGUMENT      help [default]", the help on a line of its own where the argument is long; with to NULL only
- * counts, as snprintf does. */
-static size_t help_line(const Option *option, char *to, size_t room)
+/* The help begins in this column and stays within this width. */
+enum { HELP_COLUMN = 36, HELP_WIDTH = 118 };
+
+/* Words, each behind a space, on as many lines as they take. */
+static void put_words(TextBuffer *out, const char *text, size_t *column)
 {
-    enum { COLUMN = 34 };
-    const char *shown = option->fallback && strcmp(option->fallback, " ") == 0 ? "a space" : option->fallback;
+    for (size_t n; *text; text += n, text += strspn(text, " ")) {
+        n = strcspn(text, " ");
+        if (*column + 1 + n > HELP_WIDTH) {
+            text_put_format(out, "\n%*s", HELP_COLUMN, "");
+            *column = HELP_COLUMN;
+        }
+        text_put(out, " ");
+        text_put_bytes(out, text, n);
+        *column += 1 + n;
+    }
+}
+
+/* "  --name ARGUMENT      help [default]", the help on lines of its own where the argument is long. */
+static void put_option(TextBuffer *out, const Option *option)
+{
+    const char *fallback = option->fallback && strcmp(option->fallback, " ") == 0 ? "a space" : option->fallback;
     char left[128];
-    int width = snprintf(left, sizeof left, "--%s%s%s", option->name, option->argument ? " " : "",
-                         option->argument ? option->argument : "");
-    bool has_default = shown && *shown;
-    return (size_t)snprintf(to, room, "  %-*s%s%*s %s%s%s%s\n", COLUMN, left, width > COLUMN ? "\n" : "",
-                            width > COLUMN ? COLUMN + 2 : 0, "", option->help, has_default ? " [" : "",
-                            has_default ? shown : "", has_default ? "]" : "");
+    size_t column = HELP_COLUMN;
+    snprintf(left, sizeof left, "  --%s%s%s", option->name, option->argument ? " " : "",
+             option->argument ? option->argument : "");
+    text_put_format(out, "%-*s", HELP_COLUMN, left);
+    if (strlen(left) > HELP_COLUMN) text_put_format(out, "\n%*s", HELP_COLUMN, "");
+    put_words(out, option->help, &column);
+    if (fallback && *fallback) {
+        snprintf(left, sizeof left, "[%s]", fallback);
+        put_words(out, left, &column);
+    }
+    text_put(out, "\n");
 }
 
 char *options_help(const Options *o)
 {
-    size_t length = 0, at = 0;
-    char *text;
+    TextBuffer text = {0};
     for (size_t i = 0; i < o->count; i++)
-        if (is_taken(o, i)) length += help_line(&o->table[i], NULL, 0);
-    text = malloc(length + 1);
-    if (!text) return NULL;
-    *text = 0;
-    for (size_t i = 0; i < o->count; i++)
-        if (is_taken(o, i)) at += help_line(&o->table[i], text + at, length + 1 - at);
-    return text;
+        if (is_taken(o, i)) put_option(&text, &o->table[i]);
+    return text_take(&text);
 }
 
 void options_record(const Options *o, bool (*skip)(size_t id), cJSON *into)

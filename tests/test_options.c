@@ -9,7 +9,9 @@ static const Option table[N_ROWS] = {
     [TIME] = {"time", WHOLE, "10", 1, 60, COOK | SERVE, "N", "minutes"},
     [HEAT] = {"heat", REAL, "0.5", 0, 1, COOK, "R", "how hot"},
     [SPICE] = {"spice", LIST, NULL, 0, 0, COOK, "NAME", "a spice"},
-    [MODE] = {"mode", CHOICE, "slow", 0, 0, COOK, "slow|fast", "how"},
+    [MODE] = {"mode", CHOICE, "slow", 0, 0, COOK, "slow|fast",
+              "how a cook who has nothing else to do, or everything at "
+              "once, sets about it: with patience, or with fire"},
     [QUIET] = {"quiet", FLAG, NULL, 0, 0, COOK | SERVE, NULL, "no noise"},
     [NOTE] = {"note", TEXT, " ", 0, 0, SERVE, "TEXT", "a note"},
 };
@@ -73,6 +75,19 @@ static void test_help_names_every_option_of_the_command(void)
     free(help);
 }
 
+/* Every line of the help has an end that a terminal shows, and no word is lost. */
+static void test_help_is_wrapped(void)
+{
+    Options o = {.table = table, .count = N_ROWS, .command = "cook", .which = COOK};
+    char *help = options_help(&o), *rest = NULL;
+    const char *mode = strstr(help, "--mode slow|fast"),
+               *wrapped = strstr(help, "\n                                     ");
+    CHECK(mode && wrapped && wrapped > mode && strstr(wrapped, "fire [slow]\n"), "%s", help);
+    for (char *line = strtok_r(help, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+        CHECK(strlen(line) <= 118, "%zu columns: %s", strlen(line), line);
+    free(help);
+}
+
 static bool skip_quiet(size_t id)
 {
     return id == QUIET;
@@ -124,6 +139,7 @@ static const Test tests[] = {
     {"bad values", test_bad_values},
     {"the nearest name is offered", test_the_nearest_name_is_offered},
     {"help names every option of the command", test_help_names_every_option_of_the_command},
+    {"help is wrapped", test_help_is_wrapped},
     {"recorded and recalled", test_recorded_and_recalled},
 };
 TEST_MAIN(tests)
