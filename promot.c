@@ -1476,7 +1476,7 @@ ALWAYS_INLINE void fetch_ahead(Ahead *ahead, size_t lines)
 /* One tile's place among the others: which part of C it makes, and what it fetches on the way. */
 typedef struct {
     real_t *c;
-    size_t c_row, m, n; /* m, n: no more than its height and the numbers in its vectors */
+    size_t c_row, m, n; /* m, n: the rows and columns of C that it writes; at an edge fewer than it computes */
     const char *next_b; /* of the next panel of B, this tile's share: next_b_step bytes at each step */
     size_t next_b_step;
     Ahead *ahead; /* ahead_lines of it for each SLICE of steps */
