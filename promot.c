@@ -299,16 +299,23 @@ static inline vec_t vec_exp(vec_t x)
 
 /* Sums and maxima of a row are written out: compilers may not reorder a sum, and keep a maximum scalar for fear of NaN.
  * (A maximum may miss a NaN. Sums do not, and there is one beside every maximum.) */
+static inline vec_t vec_max(vec_t a, vec_t b)
+{
+    return vec_select(a > b, a, b);
+}
+
+static inline real_t max_lanes(vec_t v)
+{
+    real_t max = v[0];
+    for (int lane = 1; lane < LANES; lane++) max = v[lane] > max ? v[lane] : max;
+    return max;
+}
+
 static real_t max_of(const real_t *x, size_t n)
 {
     vec_t max = vec_load_some(x, n, x[0]);
-    for (size_t i = LANES; i < n; i += LANES) {
-        vec_t next = vec_load_some(x + i, n - i, x[0]);
-        max = vec_select(next > max, next, max);
-    }
-    real_t best = max[0];
-    for (int lane = 1; lane < LANES; lane++) best = max[lane] > best ? max[lane] : best;
-    return best;
+    for (size_t i = LANES; i < n; i += LANES) max = vec_max(vec_load_some(x + i, n - i, x[0]), max);
+    return max_lanes(max);
 }
 
 static inline real_t sum_lanes(vec_t v)
@@ -339,10 +346,10 @@ static real_t largest_magnitude(const real_t *x, size_t n)
 {
     vec_t largest = {0};
     for (size_t i = 0; i < n; i += LANES) {
-        const vec_t v = vec_load_some(x + i, n - i, 0), magnitude = vec_select(v < 0, -v, v);
-        largest = vec_select(magnitude > largest, magnitude, largest);
+        const vec_t v = vec_load_some(x + i, n - i, 0);
+        largest = vec_max(vec_select(v < 0, -v, v), largest);
     }
-    return max_of((const real_t *)&largest, LANES);
+    return max_lanes(largest);
 }
 
 static inline size_t ceil_div(size_t a, size_t b)
@@ -1442,7 +1449,10 @@ ALWAYS_INLINE vec_t multiply_add(vec_t sum, const real_t *a, vec_t b, bool bf16)
     }
 #endif
     (void)bf16;
-    return sum + *a * b;
+    sum += *a * b;
+    IN_REGISTER(
+        sum); /* or gcc takes the two apart where a chain is alone (for Zen), and it has other bits than others */
+    return sum;
 }
 
 /* Memory that will be packed next: `runs` stretches of `run` bytes, `stride` bytes apart. While the processor
@@ -1777,7 +1787,7 @@ static void matmul(Device *dev, real_t *c, Operand a, Operand b, size_t m, size_
 #if VECTOR_BYTES == 64
 enum { FEW_ROWS = 2 * LANES };
 #else
-enum { FEW_ROWS = LANES }; /* with shorter vectors the next way is the better one sooner */
+enum { FEW_ROWS = 4 }; /* with shorter vectors the next way is the better one sooner */
 #endif
 enum { FEW_COLUMNS = LINE / sizeof(real_t) }; /* rows of w at a time; also the numbers in a cache line */
 
@@ -1926,17 +1936,18 @@ static void few_rows_forward(Device *dev, real_t *y, Operand x, Operand w, size_
 /* --- more tokens: up to SOME_ROWS of them (the beams of a batch) are too many to meet a weight in registers, and still
  * so few that packing it costs a fifth of the product. So the sides change places. The product is yᵀ = w · xᵀ: x, which
  * is small, is packed, lanes run along its rows, and a tile reads the rows of w where they lie, one number at a time.
- * Tiles have two or three vectors of x, and as many rows of w as then make TILE_SUMS sums. yᵀ is transposed on its way
+ * Tiles have up to three vectors of x, and as many rows of w as then make TILE_SUMS sums. yᵀ is transposed on its way
  * to y. Sums run as in every tile, so the bits are those of the other ways. Not in bf16: a tile wants pairs of both
  * sides, and w would have to be packed after all. */
 
 enum { SOME_ROWS = 6 * LANES, SOME_COLUMNS = 48 }; /* SOME_COLUMNS: rows of w at a time */
 
-/* How many vectors of x the next panel takes when `rows` rows are left. Nothing is left over: 6 are 3 + 3, 5 are 3 + 2,
- * 4 are 2 + 2. (A single one remains only where all panels have two: see some_rows_forward.) */
+/* How many vectors of x the next panel takes when `rows` rows are left. One alone is the least efficient, so 4 are
+ * 2 + 2; where panels have at most two, all have two, because a panel must be 4 numbers wide. */
 static size_t some_rows_vectors(size_t rows)
 {
     const size_t left = ceil_div(rows, LANES);
+    if (left == 1 && MOST_VECTORS > 2) return 1;
     return MOST_VECTORS == 2 || left == 2 || left == 4 ? 2 : 3;
 }
 
@@ -1945,7 +1956,9 @@ static size_t some_rows_vectors(size_t rows)
 ALWAYS_INLINE void some_rows_panel(real_t *product, Operand w, const real_t *panel, size_t n, size_t depth,
                                    size_t vectors, bool accumulate, Ahead *ahead, size_t lines)
 {
-    const size_t height = TILE_SUMS / vectors, tiles = n / height + n % height;
+    /* 8 sums suffice; and where rows of w are whole pages long, those of a tile share a set of the first cache, which
+     * on many processors has 8 places. */
+    const size_t height = vectors == 1 ? 8 : TILE_SUMS / vectors, tiles = n / height + n % height;
     Tile t = {.c_row = SOME_ROWS,
               .n = vectors * LANES,
               .next_b = (const char *)panel,
@@ -1978,7 +1991,9 @@ static void some_rows_columns(real_t *y, size_t y_row, const real_t *panels, Ope
         for (size_t i = 0, vectors; i < rows; i += vectors * LANES) {
             vectors = some_rows_vectors(rows - i);
             const real_t *const panel = panels + i * depth + k * vectors * LANES;
-            if (vectors == 2)
+            if (vectors == 1)
+                some_rows_panel(product + i, w_k, panel, n, deep, 1, k > 0, &ahead, lines);
+            else if (vectors == 2)
                 some_rows_panel(product + i, w_k, panel, n, deep, 2, k > 0, &ahead, lines);
             else
                 some_rows_panel(product + i, w_k, panel, n, deep, 3, k > 0, &ahead, lines);
@@ -2092,17 +2107,26 @@ void linear_mlp_backward(Device *dev, MlpKind kind, act_t *da, act_t *dh, act_t 
  *
  *     step_v (x·q_v) - |x| |r_v|   and   step_v (x·q_v) + |x| |r_v|                              (Cauchy and Schwarz).
  *
- * A word whose upper bound is below the largest of all lower bounds is not the best one. The few others get their
- * logits, summed as head_forward sums them. The bounds hold for numbers as they are computed, too: error_v is |r_v| and
- * what rounding can do to both sums (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1: a sum
- * of n products errs by at most n u of the sum of their sizes, in whatever order, to first order in the unit roundoff
- * u). */
+ * A word whose upper bound is below the largest of all lower bounds is not the best one. The blocks of words that have
+ * others get their logits, summed as head_forward sums them. The bounds hold for numbers as they are computed, too:
+ * error_v is |r_v| and what rounding can do to both sums (Higham 2002, "Accuracy and Stability of Numerical
+ * Algorithms", section 3.1: a sum of n products errs by at most n u of the sum of their sizes, in whatever order, to
+ * first order in the unit roundoff u).
+ *
+ * Four numbers of a word share a 32-bit lane, and with many rows unpacking them would cost more than reading them. So
+ * number k is read by shifting its byte to the top, and the bytes before it, which come along, are no error: they are
+ * a fraction of its unit that was known when the byte was chosen. With q0 … q3 from the lowest byte up, the lane gives
+ *
+ *     q0,   q1 + q0 / 256,   q2 + q1 / 256 + q0 / 256²,   q3 + q2 / 256 + q1 / 256² + q0 / 256³
+ *
+ * (q0 … q2 without a sign where they are fractions), all times SKETCH_UNIT, by which step_v is divided. */
 enum {
-    SKETCH_VECTORS = 4,
-    SKETCH_WORDS = SKETCH_VECTORS * LANES, /* words side by side */
+    SKETCH_VECTORS = 3,
+    SKETCH_WORDS = SKETCH_VECTORS * LANES, /* a block: words side by side */
     SKETCH_GROUP = 4,                      /* numbers of the depth in one 32-bit lane, the first in the lowest byte */
+    SKETCH_UNIT = 1 << 24,                 /* what 1 in the highest byte of a lane counts */
     SKETCH_ROWS = 4,                       /* of x that meet a number of the head as soon as it is unpacked */
-    SKETCH_CANDIDATES = 512,               /* a row that has more left gets all its logits */
+    SKETCH_BLOCKS = 64,                    /* a row that has more candidates than these blocks gets all its logits */
 };
 typedef int32_t lanes_t __attribute__((vector_size(LANES * sizeof(int32_t)), may_alias));
 typedef uint32_t unsigned_lanes_t __attribute__((vector_size(LANES * sizeof(uint32_t))));
@@ -2113,12 +2137,14 @@ static const double UNIT_ROUNDOFF = (sizeof(real_t) == sizeof(double) ? DBL_EPSI
 
 struct HeadSketch {
     lanes_t *q;           /* [blocks, groups, SKETCH_VECTORS] */
-    real_t *step, *error; /* [blocks * SKETCH_WORDS]; error: infinity where there is no word, or a useless one */
-    size_t blocks, groups;
+    real_t *step, *error; /* [blocks * SKETCH_WORDS]; error: infinity of a word that is always a candidate, and
+                           * -infinity of one that is not there, which no bound then speaks of */
+    size_t vocabulary, blocks, groups;
 };
 
 static void sketch_layout(HeadSketch *s, char *memory, size_t *bytes, size_t vocabulary, size_t in)
 {
+    s->vocabulary = vocabulary;
     s->blocks = ceil_div(vocabulary, SKETCH_WORDS);
     s->groups = round_up(in, max_size(LANES, SKETCH_GROUP)) / SKETCH_GROUP;
     const size_t q = s->blocks * s->groups * SKETCH_VECTORS * sizeof *s->q, words = s->blocks * SKETCH_WORDS;
@@ -2129,9 +2155,9 @@ static void sketch_layout(HeadSketch *s, char *memory, size_t *bytes, size_t voc
     s->error = s->step + words;
 }
 
-/* Step and error of n <= LANES words, rows of w, whose 8 bits go to q, a vector for each group. Where there is no word,
- * or its numbers are not finite or too large, 0 and infinity: such a word is always a candidate. Sizes are counted in
- * steps, so that no square is too small or too large. */
+/* Step and error of n <= LANES words, rows of w, whose 8 bits go to q, a vector for each group. Where its numbers are
+ * not finite or too large, a word's are 0 and infinity; where there is no word, 0 and -infinity. Sizes are counted in steps, so that no square is too small or
+ * too large. */
 static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, size_t n, size_t in, size_t groups)
 {
     const double rounding = UNIT_ROUNDOFF * (double)(in + 8); /* 8: of the few operations before and behind a sum */
@@ -2148,23 +2174,26 @@ static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, siz
         load_columns(column, operand_from(w, 0, k), n, in > k ? min_size(LANES, in - k) : 0);
         UNROLLED for (size_t c = 0; c < LANES; c++)
         {
+            const size_t place = (k + c) % SKETCH_GROUP;
             const vec_t scaled = column[c] * inverse, number = vec_select(scaled == scaled, scaled, vec_set(0));
-            const lanes_t nearest = __builtin_convertvector(number + vec_select(number < 0, -half, half), lanes_t);
-            const vec_t left = number - __builtin_convertvector(nearest, vec_t);
+            const vec_t fraction = __builtin_convertvector(packed, vec_t) / (real_t)(1 << 8 * place);
+            const vec_t whole = number - fraction; /* from -128 to 127 */
+            const lanes_t nearest = __builtin_convertvector(whole + vec_select(whole < 0, -half, half), lanes_t);
+            const vec_t left = whole - __builtin_convertvector(nearest, vec_t);
             squares += scaled * scaled; /* NaN, if one of the numbers is infinite or NaN */
             rest += left * left;
-            packed |= (nearest & 0xff) << 8 * ((k + c) % SKETCH_GROUP);
-            if ((k + c) % SKETCH_GROUP < SKETCH_GROUP - 1) continue;
+            packed |= (nearest & 0xff) << 8 * place;
+            if (place < SKETCH_GROUP - 1) continue;
             q[(k + c) / SKETCH_GROUP * SKETCH_VECTORS] = packed;
             packed = (lanes_t){0};
         }
     }
     for (size_t j = 0; j < LANES; j++) {
         const double length = sqrt((double)squares[j]), left = sqrt((double)rest[j]);
-        error[j] = (real_t)((double)step[j] * (left + 4 * rounding * (length + left)));
-        if (j < n && isfinite(length) && step[j] < SKETCH_LARGEST) continue;
-        step[j] = 0;
-        error[j] = INFINITY;
+        const bool useful = isfinite(length) && step[j] < SKETCH_LARGEST;
+        error[j] = j >= n ? -INFINITY : INFINITY;
+        if (j < n && useful) error[j] = (real_t)((double)step[j] * (left + 4 * rounding * (length + left)));
+        step[j] = j < n && useful ? step[j] / SKETCH_UNIT : 0;
     }
 }
 
@@ -2203,85 +2232,95 @@ void head_sketch_free(HeadSketch *s)
     free(s);
 }
 
-/* sum [rows][first …] = x · q, for so many rows of x and vectors of words from `first` on. */
-ALWAYS_INLINE void sketch_tile(vec_t sum[SKETCH_ROWS][SKETCH_VECTORS], size_t first, const real_t *x, size_t x_row,
-                               const lanes_t *q, size_t groups, size_t rows, size_t vectors)
+/* sum [rows, SKETCH_WORDS] (=) x · q, for so many rows of x, each `depth` long; in SKETCH_UNITs. */
+ALWAYS_INLINE void sketch_tile(vec_t sum[SKETCH_ROWS][SKETCH_VECTORS], const real_t *x, size_t depth, const lanes_t *q,
+                               size_t rows)
 {
     vec_t total[SKETCH_ROWS][SKETCH_VECTORS] = {{{0}}};
-    for (size_t g = 0; g < groups; g++, q += SKETCH_VECTORS, x += SKETCH_GROUP)
-        UNROLLED for (int k = 0; k < SKETCH_GROUP; k++) UNROLLED for (size_t v = 0; v < vectors; v++)
+    for (size_t g = 0; g < depth; g += SKETCH_GROUP, q += SKETCH_VECTORS, x += SKETCH_GROUP)
+        UNROLLED for (size_t k = 0; k < SKETCH_GROUP; k++)
         {
-            /* Number k of the group: up to the top of its lane, and down again, which extends the sign. */
-            const lanes_t to_the_top = (lanes_t)((unsigned_lanes_t)q[first + v] << 8 * (SKETCH_GROUP - 1 - k));
-            vec_t column = __builtin_convertvector(to_the_top >> 8 * (SKETCH_GROUP - 1), vec_t);
-            IN_REGISTER(column);
-            UNROLLED for (size_t i = 0; i < rows; i++) total[i][v] += x[i * x_row + (size_t)k] * column;
+            vec_t column[SKETCH_VECTORS];
+            UNROLLED for (size_t v = 0; v < SKETCH_VECTORS; v++)
+            {
+                const lanes_t on_top = (lanes_t)((unsigned_lanes_t)q[v] << 8 * (SKETCH_GROUP - 1 - k));
+                column[v] = __builtin_convertvector(on_top, vec_t);
+                IN_REGISTER(column[v]);
+            }
+            UNROLLED for (size_t i = 0; i < rows; i++) UNROLLED for (size_t v = 0; v < SKETCH_VECTORS; v++)
+            {
+                total[i][v] += x[i * depth + k] * column[v];
+                IN_REGISTER(total[i][v]); /* gcc would put some of them into memory between two steps */
+            }
         }
-    UNROLLED for (size_t i = 0; i < rows; i++) UNROLLED for (size_t v = 0; v < vectors; v++) sum[i][first + v] =
+    UNROLLED for (size_t i = 0; i < rows; i++) UNROLLED for (size_t v = 0; v < SKETCH_VECTORS; v++) sum[i][v] =
         total[i][v];
 }
 
-/* The bounds of one block's logits. x [rows, padded depth], length [rows] = |x|; upper [rows, words] (=), and lower
- * [rows, blocks] (=), the largest of the block's lower bounds. */
+/* What bounds the logits of one block: upper and lower [rows, blocks] (=), the largest of its words' upper bounds and
+ * of their lower ones. x [rows, padded depth], length [rows] = |x|. */
 static void sketch_block(const HeadSketch *s, size_t block, real_t *upper, real_t *lower, const real_t *x,
                          const real_t *length, size_t rows)
 {
-    const size_t depth = s->groups * SKETCH_GROUP, first = block * SKETCH_WORDS, words = s->blocks * SKETCH_WORDS;
+    const size_t depth = s->groups * SKETCH_GROUP, first = block * SKETCH_WORDS;
     const lanes_t *const q = s->q + block * s->groups * SKETCH_VECTORS;
     for (size_t row = 0, n; row < rows; row += n) {
-        const real_t *const some = x + row * depth;
         vec_t sum[SKETCH_ROWS][SKETCH_VECTORS];
         n = rows - row >= SKETCH_ROWS ? SKETCH_ROWS : rows - row >= 2 ? 2 : 1;
-        if (n == SKETCH_ROWS) /* in two halves, whose sums fit in the registers */
-            for (size_t half = 0; half < SKETCH_VECTORS; half += SKETCH_VECTORS / 2)
-                sketch_tile(sum, half, some, depth, q, s->groups, SKETCH_ROWS, SKETCH_VECTORS / 2);
+        if (n == SKETCH_ROWS)
+            sketch_tile(sum, x + row * depth, depth, q, SKETCH_ROWS);
         else if (n == 2)
-            sketch_tile(sum, 0, some, depth, q, s->groups, 2, SKETCH_VECTORS);
+            sketch_tile(sum, x + row * depth, depth, q, 2);
         else
-            sketch_tile(sum, 0, some, depth, q, s->groups, 1, SKETCH_VECTORS);
+            sketch_tile(sum, x + row * depth, depth, q, 1);
         for (size_t i = 0; i < n; i++) {
-            real_t low[SKETCH_WORDS];
+            vec_t high = vec_set(-INFINITY), low = high;
             for (size_t v = 0; v < SKETCH_VECTORS; v++) {
                 const vec_t logit = sum[i][v] * vec_load(s->step + first + v * LANES);
                 /* + FLT_MIN: a product that underflows has an error that is not relative to its size */
                 const vec_t error = vec_load(s->error + first + v * LANES) * length[row + i] + (real_t)FLT_MIN;
-                vec_store(low + v * LANES, logit - error);
-                vec_store(upper + (row + i) * words + first + v * LANES, logit + error);
+                const vec_t bound = logit + error, other = logit - error;
+                high = vec_max(bound, high);
+                low = vec_max(vec_select(other < bound, other, bound), low); /* no word: -infinity, not +infinity */
             }
-            lower[(row + i) * s->blocks + block] = max_of(low, SKETCH_WORDS);
+            upper[(row + i) * s->blocks + block] = max_lanes(high);
+            lower[(row + i) * s->blocks + block] = max_lanes(low);
         }
     }
 }
 
-/* The first of the largest logits among the words whose upper bound reaches `floor`. -1: they are too many, or one is
- * not a number. */
+/* The first of the largest logits among the words of the blocks whose upper bound reaches `floor`. -1: they are too
+ * many, or a logit is not a number. */
 static int32_t best_candidate(const real_t *upper, real_t floor, const act_t *x, const weight_t *w, size_t in,
-                              size_t vocabulary)
+                              const HeadSketch *s)
 {
     const Operand row = {x, in, 1};
     size_t candidates = 0;
     int32_t word = -1;
     real_t best = 0;
-    for (size_t first = 0; first < vocabulary; first += SCAN_BLOCK) {
-        const size_t last = min_size(first + SCAN_BLOCK, vocabulary);
-        if (max_of(upper + first, last - first) < floor) continue;
-        for (size_t v = first; v < last; v++) {
-            real_t logit;
-            if (upper[v] < floor) continue;
-            few_rows_tile(&logit, 1, row, (Operand){w + v * in, in, 1}, 1, 1, in, 0, false);
-            if (++candidates > SKETCH_CANDIDATES || !isfinite(logit)) return -1;
-            if (word < 0 || logit > best) best = logit, word = (int32_t)v;
+    for (size_t block = 0; block < s->blocks; block++) {
+        if (upper[block] < floor) continue;
+        if (++candidates > SKETCH_BLOCKS) return -1;
+        const size_t end = min_size((block + 1) * SKETCH_WORDS, s->vocabulary);
+        for (size_t first = block * SKETCH_WORDS, n; first < end; first += n) {
+            real_t logits[FEW_COLUMNS];
+            n = min_size(FEW_COLUMNS, end - first);
+            few_rows_tile(logits, FEW_COLUMNS, row, (Operand){w + first * in, in, 1}, 1, n, in, 0, false);
+            for (size_t j = 0; j < n; j++) {
+                if (!isfinite(logits[j])) return -1;
+                if (word < 0 || logits[j] > best) best = logits[j], word = (int32_t)(first + j);
+            }
         }
     }
     return word;
 }
 
 void best_words(Device *dev, int32_t *word, const act_t *x, const weight_t *w, const HeadSketch *s, size_t rows,
-                size_t in, size_t vocabulary)
+                size_t in)
 {
-    const size_t depth = s->groups * SKETCH_GROUP, words = s->blocks * SKETCH_WORDS;
-    real_t *const upper = device_scratch(dev, rows * (words + s->blocks + depth + 1) * sizeof *upper);
-    real_t *const lower = upper + rows * words, *const padded = lower + rows * s->blocks;
+    const size_t depth = s->groups * SKETCH_GROUP;
+    real_t *const upper = device_scratch(dev, rows * (2 * s->blocks + depth + 1) * sizeof *upper);
+    real_t *const lower = upper + rows * s->blocks, *const padded = lower + rows * s->blocks;
     real_t *const length = padded + rows * depth;
     for (size_t row = 0; row < rows; row++) {
         double squares = 0;
@@ -2299,7 +2338,7 @@ void best_words(Device *dev, int32_t *word, const act_t *x, const weight_t *w, c
     for (size_t row = 0; row < rows; row++) {
         const real_t floor = max_of(lower + row * s->blocks, s->blocks);
         const bool told = length[row] < SKETCH_LARGEST && isfinite(floor);
-        word[row] = told ? best_candidate(upper + row * words, floor, x + row * in, w, in, vocabulary) : -1;
+        word[row] = told ? best_candidate(upper + row * s->blocks, floor, x + row * in, w, in, s) : -1;
     }
 }
 
@@ -5107,14 +5146,10 @@ size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool
  * with Hugging Face's (generation/utils.py, _beam_search). The results do not depend on how inputs are batched, to the
  * last bit: no kernel lets a row see how many others there are. */
 
-/* Greedy decoding finds the best words sooner with a sketch of the head (promot.h), but a sketch takes about as long to
- * make as SKETCH_AFTER steps take without one. Outputs that may have LONG_OUTPUT tokens mostly have more than
- * SKETCH_AFTER, so it is made at once; otherwise only after so many steps, since it does not pay for a word or two. */
+/* A sketch of the head takes about as long to make as SKETCH_AFTER steps take without one. Outputs that may have
+ * LONG_OUTPUT tokens mostly have more than SKETCH_AFTER, so it is made at once; otherwise only after so many steps, since
+ * it does not pay for a word or two. */
 enum { SKETCH_AFTER = 4, LONG_OUTPUT = 16 };
-typedef struct {
-    size_t steps; /* so far, of few enough rows for a sketch */
-    HeadSketch *sketch;
-} Greedy;
 
 typedef struct {
     const Model *model;
@@ -5261,6 +5296,12 @@ static void decoder_layer_step(Decoder *d, size_t l, size_t step, size_t rows, c
     linear_residual_forward(model->dev, d->x, d->x, d->hidden, w->wo->data, d->branch, queries, c->d_ff, D, &none);
 }
 
+void greedy_free(Greedy *greedy)
+{
+    if (!ON_A_CARD) head_sketch_free(greedy->sketch);
+    *greedy = (Greedy){0};
+}
+
 /* The best word of each row, from the sketch; logp is only set to 0. False: all logits are needed. */
 static bool decoder_best_words(Decoder *d, size_t rows, float *logp, int32_t *words)
 {
@@ -5269,10 +5310,12 @@ static bool decoder_best_words(Decoder *d, size_t rows, float *logp, int32_t *wo
     Greedy *greedy = d->greedy;
     bool found = true;
     if (ON_A_CARD || !greedy || rows > HEAD_SKETCH_ROWS) return false;
-    if (greedy->steps++ == (d->max_steps < LONG_OUTPUT ? SKETCH_AFTER : 0))
+    if (!greedy->tried && greedy->steps++ >= (d->max_steps < LONG_OUTPUT ? SKETCH_AFTER : 0)) {
         greedy->sketch = head_sketch_create(model->dev, model->head->data, D, V);
+        greedy->tried = true;
+    }
     if (!greedy->sketch) return false;
-    best_words(model->dev, d->words, d->y, model->head->data, greedy->sketch, rows, D, V);
+    best_words(model->dev, d->words, d->y, model->head->data, greedy->sketch, rows, D);
     device_download(model->dev, words, d->words, rows * sizeof *words);
     for (size_t r = 0; r < rows; r++) {
         logp[r] = 0;
@@ -5720,7 +5763,7 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
     LengthAt *order = host_alloc(count, sizeof *order);
     TokenExample batch[DECODE_INPUTS];
     Hypothesis *results = host_alloc(DECODE_INPUTS * settings->n_best, sizeof *results);
-    Greedy greedy = {0};
+    Greedy own = {0};
     int status = 0;
     for (size_t i = 0; i < count; i++) order[i] = (LengthAt){inputs[i].input_length, i};
     qsort(order, count, sizeof *order, compare_lengths);
@@ -5729,13 +5772,14 @@ int decode(const Model *model, const Prompts *prompts, const TokenExample *input
         n = min_size(decoding_inputs(&model->config, settings->beams, settings->max_length, longest), count - first);
         for (size_t i = 0; i < n; i++) batch[i] = inputs[order[first + i].at];
         memset(results, 0, n * settings->n_best * sizeof *results);
-        status = decode_batch(model, &greedy, prompts, batch, n, settings, results, error);
+        status = decode_batch(model, settings->greedy ? settings->greedy : &own, prompts, batch, n, settings, results,
+                              error);
         for (size_t i = 0; i < n; i++)
             memcpy(out + order[first + i].at * settings->n_best, results + i * settings->n_best,
                    settings->n_best * sizeof *out);
         if (!status && progress) progress(context, first + n, count);
     }
-    if (!ON_A_CARD) head_sketch_free(greedy.sketch);
+    greedy_free(&own);
     free(results);
     free(order);
     return status;

@@ -285,12 +285,12 @@ void head_top_log_probabilities(Device *dev, stat_t *logp, int32_t *word, logit_
  * second copy of the head w in 8 bits; when w changes it must be made anew. head_sketch_create gives NULL where there
  * is no memory for it, or where products are not in fp32. */
 typedef struct HeadSketch HeadSketch;
-enum { HEAD_SKETCH_ROWS = 8 };
+enum { HEAD_SKETCH_ROWS = 16 };
 size_t head_sketch_bytes(size_t in, size_t vocabulary);
 HeadSketch *head_sketch_create(Device *dev, const weight_t *w, size_t in, size_t vocabulary);
 void head_sketch_free(HeadSketch *sketch);
 void best_words(Device *dev, int32_t *word, const act_t *x, const weight_t *w, const HeadSketch *sketch, size_t rows,
-                size_t in, size_t vocabulary);
+                size_t in);
 void scale_forward(Device *dev, act_t *x, float factor, size_t n); /* in place: T5 1.0 scales its logits' input */
 
 /* --- Adafactor. p (+=) [rows, columns], its gradient g, its second moment (+=). */
@@ -480,8 +480,18 @@ typedef struct {
     double temperature, top_p;
     size_t top_k;
     uint64_t seed;
-    bool unscored; /* nobody asks for the scores: greedy decoding is faster without */
+    bool unscored;         /* nobody asks for the scores: greedy decoding is faster without */
+    struct Greedy *greedy; /* what greedy decoding keeps for later calls; NULL: nothing */
 } DecodeSettings;
+
+/* Greedy decoding finds the best words sooner with a sketch of the head. Begin with zeros. After a change of the weights,
+ * and at the end, greedy_free is to be called. */
+typedef struct Greedy {
+    size_t steps; /* so far, of few enough rows for a sketch */
+    bool tried;   /* to make the sketch */
+    HeadSketch *sketch;
+} Greedy;
+void greedy_free(Greedy *greedy);
 
 typedef struct {
     int32_t *ids; /* without start token and EOS */

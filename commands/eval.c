@@ -103,8 +103,8 @@ static bool wants_prompt(const Options *o, const char *name)
 
 /* One task at number s of the numbers of shots, one draw of the examples. prompts: of this task, or NULL. */
 static int eval_task(const Options *o, const Model *model, const Tokenizer *tokenizer, const Prompts *prompts,
-                     const TaskArgument *task, const ShotTable *table, size_t s, size_t draw, double *score,
-                     Error *error)
+                     Greedy *greedy, const TaskArgument *task, const ShotTable *table, size_t s, size_t draw,
+                     double *score, Error *error)
 {
     size_t shots = table->shots[s];
     TaskEncoder e = task_encoder(o, &model->config, tokenizer, &task->data, false, shots, prompts ? 0 : -1);
@@ -113,6 +113,7 @@ static int eval_task(const Options *o, const Model *model, const Tokenizer *toke
     EncodedSplit split;
     Evaluation outputs;
     int status;
+    decoding.greedy = greedy;
     if (draw) e.seed = random_fold(e.seed, 1000 + draw);
     if (shots && table->examples_of) show_examples_of(&e, task, table->examples_of);
     if (option_size(o, OPT_SHOW)) return show_examples(task->name, &e, option_size(o, OPT_SHOW), error);
@@ -306,6 +307,7 @@ static int eval_one(const Options *o, const Model *model, const Tokenizer *token
                     const ShotTable *table, Error *error)
 {
     Prompts prompts = {0};
+    Greedy greedy = {0};
     char *path = eval_prompt_path(o, tasks[i].name);
     int status = 0;
     if (o->text[OPT_LORA] && wants_prompt(o, tasks[i].name))
@@ -318,8 +320,9 @@ static int eval_one(const Options *o, const Model *model, const Tokenizer *token
     if (!status && path) status = prompts_open(&prompts, model, path, error);
     for (size_t s = 0; !status && s < table->n_shots; s++)
         for (size_t d = 0; !status && d < draws_of(table, s); d++)
-            status = eval_task(o, model, tokenizer, path ? &prompts : NULL, &tasks[i], table, s, d,
+            status = eval_task(o, model, tokenizer, path ? &prompts : NULL, &greedy, &tasks[i], table, s, d,
                                score_at(table, i, s, d), error);
+    greedy_free(&greedy);
     prompts_free(&prompts);
     free(path);
     return status;

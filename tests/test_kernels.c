@@ -955,9 +955,9 @@ static void best_words_case(Device *dev, HeadKind kind, size_t n, size_t in)
     HeadSketch *sketch = head_sketch_create(dev, w, in, n);
     for (size_t rows = 1; rows <= HEAD_SKETCH_ROWS; rows++) {
         int32_t word[HEAD_SKETCH_ROWS];
-        best_words(dev, word, x, w, sketch, rows, in, n);
+        best_words(dev, word, x, w, sketch, rows, in);
         for (size_t r = 0; r < rows; r++) {
-            const bool too_many = kind != ANY_HEAD && n > SKETCH_CANDIDATES;
+            const bool too_many = kind != ANY_HEAD && n > SKETCH_BLOCKS * SKETCH_WORDS;
             const int32_t expected = best_of_all(dev, x + r * in, w, in, n);
             CHECK(word[r] == expected || (word[r] == -1 && too_many), "kind %d, %zu words of %zu, row %zu: %d, not %d",
                   kind, n, in, r, word[r], expected);
@@ -978,36 +978,39 @@ static void test_best_words(void)
 }
 
 /* The bounds hold, also for an x that points where the 8 bits err most; and are no wider than 8 bits need: a number
- * errs by half a step at most, a step is a 127th of a word's largest number, and that is 1 here. 1 %: of rounding. */
+ * errs by half a step at most, a step is a 127th of a word's largest number, and that is 1 here. 1 %: of rounding. All
+ * other words point the other way, so that the bounds of a block are those of the word in question. */
 static void test_sketch_bounds(void)
 {
     enum { N = 77, IN = 131 };
     Device *dev = kernel_device(1);
-    real_t *w = numbers(N * IN, 330), *upper = allocate(N * 2 * sizeof *upper), lower[4], x[IN + 16] = {0};
-    HeadSketch *s = head_sketch_create(dev, w, IN, N);
-    CHECK(s->blocks <= 4 + N / SKETCH_WORDS && s->groups * SKETCH_GROUP < IN + 16, "%zu blocks", s->blocks);
+    real_t *w = numbers(N * IN, 330), *head = allocate(N * IN * sizeof *head);
+    real_t upper[N], lower[N], x[IN + 16] = {0};
     for (size_t aim = 0; aim < N; aim++) {
-        const real_t step = s->step[aim];
+        const real_t *const word = w + aim * IN;
+        HeadSketch *s = head_sketch_create(dev, word, IN, 1);
         double squares = 0, logit = 0;
         for (size_t k = 0; k < IN; k++) {
-            x[k] = w[aim * IN + k] - step * (real_t)rint((double)(w[aim * IN + k] / step));
+            const uint32_t lane = (uint32_t)s->q[k / SKETCH_GROUP * SKETCH_VECTORS][0];
+            const int32_t kept = (int32_t)(lane << 8 * (SKETCH_GROUP - 1 - k % SKETCH_GROUP));
+            x[k] = (real_t)((double)word[k] - (double)s->step[0] * kept);
             squares += (double)x[k] * (double)x[k];
-            logit += (double)x[k] * (double)w[aim * IN + k];
+            logit += (double)x[k] * (double)word[k];
         }
+        head_sketch_free(s);
         const real_t length = (real_t)(sqrt(squares) * (1 + 8 * UNIT_ROUNDOFF));
+        for (size_t k = 0; k < N * IN; k++) head[k] = k / IN == aim ? w[k] : -1000 * x[k % IN];
+        s = head_sketch_create(dev, head, IN, N);
+        CHECK(s->blocks <= 1 + N / SKETCH_WORDS && s->groups * SKETCH_GROUP < IN + 16, "%zu blocks", s->blocks);
         const size_t block = aim / SKETCH_WORDS;
-        HeadSketch one = *s; /* this block alone: its results then lie where the first one's would */
-        one.q += block * s->groups * SKETCH_VECTORS, one.step += block * SKETCH_WORDS,
-            one.error += block * SKETCH_WORDS, one.blocks = 1;
-        for (size_t j = 0; j < SKETCH_WORDS; j++) upper[j] = 0;
-        sketch_block(&one, 0, upper, lower, x, &length, 1);
-        const double error = (double)one.error[aim % SKETCH_WORDS] * (double)length;
-        CHECK(logit <= (double)upper[aim % SKETCH_WORDS], "word %zu: %.9g is above %.9g", aim, logit,
-              (double)upper[aim % SKETCH_WORDS]);
+        sketch_block(s, block, upper, lower, x, &length, 1);
+        const double error = (double)s->error[aim] * (double)length;
+        CHECK((double)lower[block] <= logit && logit <= (double)upper[block], "word %zu: %.9g, not from %.9g to %.9g",
+              aim, logit, (double)lower[block], (double)upper[block]);
         CHECK(error <= 1.01 * sqrt(IN) * 0.5 / 127 * (double)length, "word %zu: %.9g is wide", aim, error);
+        head_sketch_free(s);
     }
-    head_sketch_free(s);
-    free(w), free(upper);
+    free(w), free(head);
     device_close(dev);
 }
 
@@ -1022,7 +1025,7 @@ static void best_words_of_size(Device *dev, int kind, double word_size, double r
     for (size_t k = 0; k < HEAD_SKETCH_ROWS * IN; k++)
         x[k] = (real_t)((kind ? fabs((double)x[k]) : (double)x[k]) * row_size);
     HeadSketch *sketch = head_sketch_create(dev, w, IN, N);
-    best_words(dev, word, x, w, sketch, HEAD_SKETCH_ROWS, IN, N);
+    best_words(dev, word, x, w, sketch, HEAD_SKETCH_ROWS, IN);
     for (size_t r = 0; r < HEAD_SKETCH_ROWS; r++) {
         const int32_t expected = best_of_all(dev, x + r * IN, w, IN, N);
         CHECK(word[r] == expected || word[r] == -1, "kind %d, sizes %g and %g, row %zu: %d, not %d", kind, word_size,
@@ -1043,7 +1046,7 @@ static void test_best_words_sizes(void)
     real_t w[2][4] = {{-1, 1, 1, 0}, {0, 0, 0, 1}}, x[4] = {(real_t)3e36, (real_t)2e36, (real_t)2e36, 1};
     int32_t word = 0;
     HeadSketch *sketch = head_sketch_create(dev, w[0], 4, 2);
-    best_words(dev, &word, x, w[0], sketch, 1, 4, 2);
+    best_words(dev, &word, x, w[0], sketch, 1, 4);
     CHECK(word == -1, "word %d of a row that is too large", word);
     head_sketch_free(sketch);
     device_close(dev);
@@ -1052,7 +1055,7 @@ static void test_best_words_sizes(void)
 /* What a sketch cannot tell it leaves open: too many equal words, numbers that are none, in w or x. */
 static void test_best_words_left_open(void)
 {
-    enum { N = SKETCH_CANDIDATES + 100, IN = 24 };
+    enum { N = SKETCH_BLOCKS * SKETCH_WORDS + 100, IN = 24 };
     Device *dev = kernel_device(2);
     real_t *w = numbers(N * IN, 340), *x = numbers(2 * IN, 341);
     for (int kind = 0; kind < 5; kind++) {
@@ -1065,7 +1068,7 @@ static void test_best_words_left_open(void)
         if (kind == 3) head[300 * IN + 5] = NAN;
         if (kind == 4) head[300 * IN + 5] = INFINITY;
         HeadSketch *sketch = head_sketch_create(dev, head, IN, N);
-        best_words(dev, word, rows, head, sketch, 2, IN, N);
+        best_words(dev, word, rows, head, sketch, 2, IN);
         CHECK(word[0] == -1 && word[1] == (kind < 3 ? second : -1), "kind %d: %d, %d", kind, word[0], word[1]);
         head_sketch_free(sketch);
         free(head), free(rows);

@@ -213,8 +213,8 @@ static void test_linear_threads(void)
 static void check_linear_rows(Device *dev, size_t in, size_t out)
 {
     enum { ROWS = 110 };
-    static const size_t groups[] = {1,  2,  3,  5,  7,  8,  9,  12, 15, 16, 17, 24,
-                                    25, 31, 32, 33, 40, 48, 49, 64, 70, 96, 97};
+    static const size_t groups[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  12, 15, 16, 17,
+                                    24, 25, 31, 32, 33, 40, 48, 49, 64, 70, 96, 97};
     real_t *const x = random_values(ROWS * in), *const w = random_values(out * in);
     real_t *const together = random_values(ROWS * out), *const apart = random_values(ROWS * out);
     linear_forward(dev, together, x, w, ROWS, in, out);

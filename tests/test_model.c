@@ -1306,35 +1306,51 @@ static void test_alone_and_in_company(void)
         }
 }
 
+static void check_unscored(World *w, const TokenExample *inputs, size_t count, DecodeSettings settings,
+                           const Hypothesis *scored)
+{
+    Hypothesis *unscored = host_alloc(count, sizeof *unscored);
+    Error error = {0};
+    settings.unscored = true;
+    CHECK(!decode(w->model, &w->prompts, inputs, count, &settings, unscored, NULL, NULL, &error), "%s", error.text);
+    for (size_t i = 0; i < count; i++) {
+        const Hypothesis *a = &scored[i], *b = &unscored[i];
+        CHECK(a->length == b->length && memcmp(a->ids, b->ids, b->length * sizeof *b->ids) == 0, "input %zu of %zu", i,
+              count);
+        CHECK(isfinite(a->score) && isnan(b->score), "%g and %g", a->score, b->score);
+    }
+    hypotheses_free(unscored, count);
+}
+
 /* Greedy decoding whose scores nobody wants finds the same words, from a sketch of the head: made after some steps, or at
- * once where outputs may be long. */
+ * once where outputs may be long; for one call, or kept for the next ones. */
 static void test_unscored(void)
 {
     static const Shape *const shapes[] = {&SMALL_TIED, &LARGE, &DEEP};
+    static const size_t counts[] = {1, HEAD_SKETCH_ROWS, INPUTS};
     for (size_t s = 0; s < 6; s++)
-        for (size_t count = 1; count <= INPUTS; count += INPUTS - 1) {
-            const Shape *const shape = shapes[s / 2];
-            const size_t max_length = s % 2 ? LONG_OUTPUT + SKETCH_AFTER : LONG_OUTPUT - 1;
+        for (size_t c = 0; c < 3; c++) {
+            const size_t count = counts[c], max_length = s % 2 ? LONG_OUTPUT + SKETCH_AFTER : LONG_OUTPUT - 1;
             DecodeSettings settings = {.beams = 1, .n_best = 1, .max_length = max_length, .alpha = 0.6};
             int32_t ids[INPUTS][2][LONGEST];
             TokenExample inputs[INPUTS];
-            Hypothesis *scored = host_alloc(count, sizeof *scored), *unscored = host_alloc(count, sizeof *unscored);
+            Hypothesis *scored = host_alloc(count, sizeof *scored);
+            Greedy kept = {0};
             Error error = {0};
             World w;
-            if (!world_open(&w, shape, 1 + (int)s / 2)) return;
+            if (!world_open(&w, shapes[s / 2], 1 + (int)s / 2)) return;
             draw_inputs(&w, ids, inputs);
             CHECK(!decode(w.model, &w.prompts, inputs, count, &settings, scored, NULL, NULL, &error), "%s", error.text);
-            settings.unscored = true;
-            CHECK(!decode(w.model, &w.prompts, inputs, count, &settings, unscored, NULL, NULL, &error), "%s",
-                  error.text);
-            for (size_t i = 0; i < count; i++) {
-                const Hypothesis *a = &scored[i], *b = &unscored[i];
-                CHECK(a->length == b->length && memcmp(a->ids, b->ids, b->length * sizeof *b->ids) == 0,
-                      "%s, input %zu of %zu", shape->name, i, count);
-                CHECK(isfinite(a->score) && isnan(b->score), "%g and %g", a->score, b->score);
-            }
+            check_unscored(&w, inputs, count, settings, scored);
+            settings.greedy = &kept;
+            check_unscored(&w, inputs, count, settings, scored);
+            const HeadSketch *const sketch = kept.sketch;
+            CHECK(sketch || count > HEAD_SKETCH_ROWS, "no sketch was made");
+            check_unscored(&w, inputs, count, settings, scored);
+            CHECK(!sketch || kept.sketch == sketch, "a sketch was made again");
+            greedy_free(&kept);
+            CHECK(!kept.tried && !kept.sketch, "greedy_free");
             hypotheses_free(scored, count);
-            hypotheses_free(unscored, count);
             world_close(&w);
         }
 }
