@@ -1432,7 +1432,8 @@ static void pack_panels(real_t *to, size_t width, Operand from, size_t rows, siz
 /* --- the innermost loop: one tile of C from one panel of A and one of B. */
 
 /* sum += a * b, with one value (or, in bf16, one pair) of A for all lanes. The products of a bf16 pair are exact in
- * fp32. */
+ * fp32. The sum is claimed for a register because gcc, when it tunes for Zen, rounds between product and sum where a sum
+ * stands alone, and not where there are several: a row's bits would depend on the rows beside it. */
 ALWAYS_INLINE vec_t multiply_add(vec_t sum, const real_t *a, vec_t b, bool bf16)
 {
 #if defined(__AVX512BF16__) && !defined(PROMOT_DOUBLE)
@@ -1450,8 +1451,7 @@ ALWAYS_INLINE vec_t multiply_add(vec_t sum, const real_t *a, vec_t b, bool bf16)
 #endif
     (void)bf16;
     sum += *a * b;
-    IN_REGISTER(
-        sum); /* or gcc takes the two apart where a chain is alone (for Zen), and it has other bits than others */
+    IN_REGISTER(sum);
     return sum;
 }
 
@@ -2114,7 +2114,7 @@ void linear_mlp_backward(Device *dev, MlpKind kind, act_t *da, act_t *dh, act_t 
  * first order in the unit roundoff u).
  *
  * Four numbers of a word share a 32-bit lane, and with many rows unpacking them would cost more than reading them. So
- * number k is read by shifting its byte to the top, and the bytes before it, which come along, are no error: they are
+ * number k is read by shifting its byte to the top, and the bytes below it, which come along, are no error: they are
  * a fraction of its unit that was known when the byte was chosen. With q0 … q3 from the lowest byte up, the lane gives
  *
  *     q0,   q1 + q0 / 256,   q2 + q1 / 256 + q0 / 256²,   q3 + q2 / 256 + q1 / 256² + q0 / 256³
