@@ -1432,8 +1432,8 @@ static void pack_panels(real_t *to, size_t width, Operand from, size_t rows, siz
 /* --- the innermost loop: one tile of C from one panel of A and one of B. */
 
 /* sum += a * b, with one value (or, in bf16, one pair) of A for all lanes. The products of a bf16 pair are exact in
- * fp32. The sum is claimed for a register because gcc, when it tunes for Zen, rounds between product and sum where a sum
- * stands alone, and not where there are several: a row's bits would depend on the rows beside it. */
+ * fp32. The sum is claimed for a register because gcc, when it tunes for Zen, rounds between product and sum where a
+ * sum stands alone, and not where there are several: a row's bits would depend on the rows beside it. */
 ALWAYS_INLINE vec_t multiply_add(vec_t sum, const real_t *a, vec_t b, bool bf16)
 {
 #if defined(__AVX512BF16__) && !defined(PROMOT_DOUBLE)
@@ -2156,8 +2156,8 @@ static void sketch_layout(HeadSketch *s, char *memory, size_t *bytes, size_t voc
 }
 
 /* Step and error of n <= LANES words, rows of w, whose 8 bits go to q, a vector for each group. Where its numbers are
- * not finite or too large, a word's are 0 and infinity; where there is no word, 0 and -infinity. Sizes are counted in steps, so that no square is too small or
- * too large. */
+ * not finite or too large, a word's are 0 and infinity; where there is no word, 0 and -infinity. Sizes are counted in
+ * steps, so that no square is too small or too large. */
 static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, size_t n, size_t in, size_t groups)
 {
     const double rounding = UNIT_ROUNDOFF * (double)(in + 8); /* 8: of the few operations before and behind a sum */
@@ -5147,8 +5147,8 @@ size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool
  * last bit: no kernel lets a row see how many others there are. */
 
 /* A sketch of the head takes about as long to make as SKETCH_AFTER steps take without one. Outputs that may have
- * LONG_OUTPUT tokens mostly have more than SKETCH_AFTER, so it is made at once; otherwise only after so many steps, since
- * it does not pay for a word or two. */
+ * LONG_OUTPUT tokens mostly have more than SKETCH_AFTER, so it is made at once; otherwise only after so many steps,
+ * since it does not pay for a word or two. */
 enum { SKETCH_AFTER = 4, LONG_OUTPUT = 16 };
 
 typedef struct {

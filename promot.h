@@ -484,8 +484,8 @@ typedef struct {
     struct Greedy *greedy; /* what greedy decoding keeps for later calls; NULL: nothing */
 } DecodeSettings;
 
-/* Greedy decoding finds the best words sooner with a sketch of the head. Begin with zeros. After a change of the weights,
- * and at the end, greedy_free is to be called. */
+/* Greedy decoding finds the best words sooner with a sketch of the head. Begin with zeros. After a change of the
+ * weights, and at the end, greedy_free is to be called. */
 typedef struct Greedy {
     size_t steps; /* so far, of few enough rows for a sketch */
     bool tried;   /* to make the sketch */
