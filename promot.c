@@ -2190,10 +2190,11 @@ static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, siz
     }
     for (size_t j = 0; j < LANES; j++) {
         const double length = sqrt((double)squares[j]), left = sqrt((double)rest[j]);
-        const bool useful = isfinite(length) && step[j] < SKETCH_LARGEST;
-        error[j] = j >= n ? -INFINITY : INFINITY;
-        if (j < n && useful) error[j] = (real_t)((double)step[j] * (left + 4 * rounding * (length + left)));
-        step[j] = j < n && useful ? step[j] / SKETCH_UNIT : 0;
+        /* 4: twice what the two sums can err by. The rest covers the rounding of `whole`. */
+        const double bound = (double)step[j] * (left + 4 * rounding * (length + left));
+        const bool useful = j < n && isfinite(length) && step[j] < SKETCH_LARGEST;
+        error[j] = useful ? (real_t)bound : j < n ? INFINITY : -INFINITY;
+        step[j] = useful ? step[j] / SKETCH_UNIT : 0;
     }
 }
 
