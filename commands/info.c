@@ -151,10 +151,18 @@ static void print_method(const Options *o, const T5Config *c, size_t n_weights, 
     putchar('\n');
 }
 
+/* "  NAME   N GB", and what there is where that is less. */
+static void print_bytes(const char *name, size_t bytes, size_t available)
+{
+    printf("  %-25s %*.2f GB", name, strlen(name) > 25 ? 4 : 5, (double)bytes / 1e9);
+    if (available && bytes > available) printf(", of %.2f GB that there are", (double)available / 1e9);
+    putchar('\n');
+}
+
 static void info_print(const Options *o, const Model *model, const char *storage)
 {
     const T5Config *c = &model->config;
-    const size_t available = device_memory_available();
+    const size_t available = device_memory_available(), decoding = foretell_decoding(o, c, model->n_weights);
     size_t encoder = 0, decoder = 0;
     for (size_t i = 0; i < model->n_tensors; i++) {
         const Tensor *t = &model->tensors[i];
@@ -174,15 +182,14 @@ static void info_print(const Options *o, const Model *model, const char *storage
            option_size(o, OPT_MICRO_BATCH) ? ", micro-batch " : "",
            option_size(o, OPT_MICRO_BATCH) ? o->text[OPT_MICRO_BATCH] : "");
     for (size_t i = 0; i < METHODS_FORETOLD; i++) print_method(o, c, model->n_weights, &methods_foretold[i], available);
-    printf("  train --method lora      %6.2f GB\n", (double)foretell_lora(o, c, model->n_weights, false) / 1e9);
-    printf("  train --method promot-lora %4.2f GB\n", (double)foretell_lora(o, c, model->n_weights, true) / 1e9);
-    printf("  eval, 4 beams            %6.2f GB", (double)foretell_decoding(o, c, model->n_weights) / 1e9);
+    print_bytes("train --method lora", foretell_lora(o, c, model->n_weights, false), available);
+    print_bytes("train --method promot-lora", foretell_lora(o, c, model->n_weights, true), available);
     if (would_be_streamed(o, model->n_weights, available))
-        printf(", of %.2f GB that there are: with layers streamed %.2f GB", (double)available / 1e9,
-               (double)(foretell_decoding(o, c, model->n_weights) - model->n_weights * WEIGHT_BYTES +
-                        streaming_of(c).resident) /
-                   1e9);
-    putchar('\n');
+        printf("  eval, 4 beams            %6.2f GB, of %.2f GB that there are: with layers streamed %.2f GB\n",
+               (double)decoding / 1e9, (double)available / 1e9,
+               (double)(decoding - model->n_weights * WEIGHT_BYTES + streaming_of(c).resident) / 1e9);
+    else
+        print_bytes("eval, 4 beams", decoding, available);
 }
 
 /* The memory that there is, and how each method fits into it. */

@@ -39,7 +39,7 @@ enum {
     X(METHOD, "method", CHOICE, "promot", 0, 0, FOR_TRAIN, "promot|finetune|prompt|joint|random-prompt|lora|promot-lora", "how to train")   \
     X(OUT, "out", TEXT, NULL, 0, 0, FOR_DUMP | FOR_TRAINING | FOR_EVAL | FOR_ALIGN | FOR_STUDY, "PATH", "where results go")                        \
     X(RESUME, "resume", FLAG, NULL, 0, 0, FOR_TRAINING | FOR_STUDY, NULL, "continue the stopped run in --out")                           \
-    X(PROMPT, "prompt", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "PATH", "a soft prompt: a PEFT directory or a NumPy file; a directory of such, each under its task's name (train: skips stage 1)") \
+    X(PROMPT, "prompt", TEXT, NULL, 0, 0, FOR_GENERATE | FOR_TRAIN | FOR_EVAL | FOR_ALIGN, "PATH", "a soft prompt: a PEFT directory or a NumPy file; with tasks also a directory of such, each under its task's name (train: skips stage 1)") \
     X(PROMPT_TASKS, "prompt-tasks", TEXT, NULL, 0, 0, FOR_EVAL, "A,B", "the tasks that get the prompt or the LoRA (default: all)")     \
     X(PROMPT_LENGTH, "prompt-length", WHOLE, "100", 1, 10000, FOR_TRAIN | FOR_INFO | FOR_BENCH, "P", "rows of a prompt")               \
     X(PROMPT_INIT, "prompt-init", TEXT, "sampled", 0, 0, FOR_TRAIN, "sampled|uniform|text:…|file:…", "a prompt's first values: embeddings of sampled tokens; uniform in [0, 0.5); those of a text's tokens, then sampled; a prompt's file") \

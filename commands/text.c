@@ -172,8 +172,8 @@ static int command_generate(Options *o, Error *error)
     Tokenizer *tokenizer = NULL;
     int status = option_need(o, OPT_MODEL, error);
     if (!status && option_size(o, OPT_N_BEST) > (option_true(o, OPT_SAMPLE) ? 1 : option_size(o, OPT_BEAMS)))
-        status = error_set(error, EXIT_USAGE, "--n-best: expected at most the number of beams, found %s",
-                           o->text[OPT_N_BEST]);
+        status = error_set(error, EXIT_USAGE, "--n-best: expected at most %s, found %s",
+                           option_true(o, OPT_SAMPLE) ? "1 with --sample" : "the number of beams", o->text[OPT_N_BEST]);
     if (!status && !(dev = device_from_options(o, error))) status = -1;
     if (!status && !(model = open_model(o, dev, error))) status = -1;
     if (!status && needs_text && !(tokenizer = open_tokenizer(o->text[OPT_MODEL], error))) status = -1;

@@ -51,6 +51,26 @@ static Stage lora_stage(const Options *o)
     return stage;
 }
 
+/* A number of steps or a learning rate for a stage that the method does not have was most likely meant for another. */
+static void warn_of_other_stages(const Options *o, const Run *run)
+{
+    static const struct {
+        OptionId id;
+        const char *stage;
+    } settings[] = {{OPT_PROMPT_STEPS, "prompt"}, {OPT_PROMPT_LR, "prompt"}, {OPT_STEPS, "model"}, {OPT_LR, "model"},
+                    {OPT_LORA_STEPS, "lora"},     {OPT_LORA_LR, "lora"}};
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        bool used = false;
+        for (size_t s = 0; s < run->n_stages; s++) {
+            const char *name = run->stages[s].name;
+            used |= strcmp(strcmp(name, "joint") == 0 ? "model" : name, settings[i].stage) == 0;
+        }
+        if (!used && o->given[settings[i].id] && !option_true(o, OPT_QUIET))
+            fprintf(stderr, "warning: --%s has no effect, for this run has no stage that trains the %s\n",
+                    option_table[settings[i].id].name, settings[i].stage);
+    }
+}
+
 /* The stages of a method. Joint training learns both at once; random-prompt puts a fixed random prompt where ProMoT
  * puts a learnt one: the paper's controls. */
 static int plan_stages(const Options *o, Run *run, Error *error)
@@ -76,6 +96,7 @@ static int plan_stages(const Options *o, Run *run, Error *error)
     if (strcmp(method, "joint") == 0) run->stages[run->n_stages++] = model_stage(o, "joint", true, true);
     for (size_t i = 0; i < run->n_stages; i++)
         if (parse_normalizer(o, &run->stages[i].loss.scale, error)) return -1;
+    warn_of_other_stages(o, run);
     return 0;
 }
 

@@ -578,6 +578,7 @@ static void info_plans(void)
     cJSON_Delete(json);
     RUN("info", "--model", MT5, "--batch", "1e6", sizes[0], sizes[1], sizes[2], sizes[3]);
     CHECK(strstr(ran.out, "that there are: fits with --micro-batch"), "%s", ran.out);
+    CHECK(strstr(strstr(ran.out, "promot-lora"), " GB that there are\n"), "%s", ran.out);
 }
 
 static void models_that_are_not_there(void)
@@ -1147,6 +1148,20 @@ static void write_task(void)
     write_text(SCRATCH "/rows.jsonl", "{\"q\": \"the fox\", \"a\": \"dog\"}\n{\"q\": \"the dog\", \"a\": \"fox\"}\n");
 }
 
+/* Steps and learning rates of a stage that the method does not have. */
+static void train_warns_of_other_stages(void)
+{
+    write_task();
+    RUN("train", "--model", MT5, TASK, "--method", "lora", "--steps", "2", "--prompt-lr", "0.1", "--lora-steps", "1",
+        "--lora-lr", "0.1", "--batch", "2", "--out", SCRATCH "/lora-run");
+    CHECK(lines_beginning("warning: ") == 2 && strstr(ran.err, "--steps has no effect") &&
+              strstr(ran.err, "--prompt-lr has no effect"),
+          "%s", ran.err);
+    RUN("train", "--model", MT5, TASK, "--method", "joint", "--lr", "0.1", "--steps", "1", "--prompt-length", "2",
+        "--batch", "2", "--out", SCRATCH "/joint-run");
+    CHECK(lines_beginning("warning: ") == 0, "%s", ran.err);
+}
+
 static void train_leaves_a_run(void)
 {
     static const char *const files[] = {"run.json",
@@ -1277,6 +1292,7 @@ static const Test tests[] = {
     {"dump_writes", dump_writes},
     {"dump_takes_its_options", dump_takes_its_options},
     {"dump_checks_its_batch", dump_checks_its_batch},
+    {"train_warns_of_other_stages", train_warns_of_other_stages},
     {"train_leaves_a_run", train_leaves_a_run},
     {"eval_scores", eval_scores},
     {"pretrain_begins", pretrain_begins},
