@@ -2933,13 +2933,24 @@ static int config_read_file(T5Config *config, const char *file, Error *error)
     return config_read_text(config, text, file, error);
 }
 
+/* Refuses a path that is no directory; and a run, for the model that is meant lies in it. */
+static int check_model_directory(const char *directory, Error *error)
+{
+    char *run = path_join(directory, "run.json"), *config = path_join(directory, "config.json");
+    const bool is_run = path_exists(run) && !path_exists(config);
+    free(run);
+    free(config);
+    if (is_run) return error_set(error, EXIT_USAGE, "%s: is a run (its model is %s/model)", directory, directory);
+    return path_is_directory(directory) ? 0 : error_set(error, EXIT_USAGE, "%s: no such model directory", directory);
+}
+
 /* A T5X checkpoint has no config.json: one is made from the shapes of its tensors. */
 int config_read(T5Config *config, const char *directory, Error *error)
 {
     char *file, *text;
     int status;
     memset(config, 0, sizeof *config);
-    if (!path_is_directory(directory)) return error_set(error, EXIT_USAGE, "%s: no such model directory", directory);
+    if (check_model_directory(directory, error)) return -1;
     file = path_join(directory, "config.json");
     if (path_exists(file) || !t5x_directory(directory)) {
         status = config_read_file(config, file, error);

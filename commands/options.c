@@ -200,10 +200,7 @@ static Tokenizer *open_tokenizer(const char *directory, Error *error)
 {
     char *path;
     Tokenizer *tokenizer;
-    if (!path_is_directory(directory)) {
-        error_set(error, EXIT_USAGE, "%s: no such model directory", directory);
-        return NULL;
-    }
+    if (check_model_directory(directory, error)) return NULL;
     path = path_join(directory, "spiece.model");
     tokenizer = tokenizer_open(path, error);
     free(path);

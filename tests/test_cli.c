@@ -1177,6 +1177,8 @@ static void train_leaves_a_run(void)
     RUN(TRAIN, "--out", RUN_DIR, "--json");
     cJSON_Delete(printed_json());
     CHECK(!*ran.err, "%s", ran.err); /* --quiet */
+    REFUSES(2, "is a run (its model is " RUN_DIR "/model)", "info", "--model", RUN_DIR);
+    REFUSES(2, "is a run (its model is " RUN_DIR "/model)", "tokenize", "--model", RUN_DIR, "--input", "x");
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[200];
         snprintf(path, sizeof path, RUN_DIR "/%s", files[i]);
