@@ -2190,8 +2190,10 @@ static void sketch_words(lanes_t *q, real_t *step, real_t *error, Operand w, siz
     }
     for (size_t j = 0; j < LANES; j++) {
         const double length = sqrt((double)squares[j]), left = sqrt((double)rest[j]);
-        /* 4: twice what the two sums can err by. The rest covers the rounding of `whole`. */
-        const double bound = (double)step[j] * (left + 4 * rounding * (length + left));
+        /* 4: twice what the two sums can err by. The rest covers the rounding of `whole`. The last term is for a word
+         * of subnormal numbers, whose squares are lost. */
+        const double bound =
+            (double)step[j] * (left + 4 * rounding * (length + left)) + (double)FLT_MIN * sqrt((double)in);
         const bool useful = j < n && isfinite(length) && step[j] < SKETCH_LARGEST;
         error[j] = useful ? (real_t)bound : j < n ? INFINITY : -INFINITY;
         step[j] = useful ? step[j] / SKETCH_UNIT : 0;

@@ -1014,6 +1014,21 @@ static void test_sketch_bounds(void)
     device_close(dev);
 }
 
+/* A word of subnormal numbers, whose squares vanish, has bounds that hold too. */
+static void test_sketch_bounds_subnormal(void)
+{
+    Device *dev = kernel_device(1);
+    const real_t word[1] = {(real_t)8.4e-45}, x[16] = {(real_t)-9e14}, length = (real_t)9e14;
+    real_t upper[1], lower[1];
+    HeadSketch *s = head_sketch_create(dev, word, 1, 1);
+    const double logit = (double)x[0] * (double)word[0];
+    sketch_block(s, 0, upper, lower, x, &length, 1);
+    CHECK((double)lower[0] <= logit && logit <= (double)upper[0], "%g, not from %g to %g", logit, (double)lower[0],
+          (double)upper[0]);
+    head_sketch_free(s);
+    device_close(dev);
+}
+
 /* Words and rows of such sizes. kind 1: all but every third word are -1 everywhere and x is positive, so that the best
  * is one of the small words beside large ones. */
 static void best_words_of_size(Device *dev, int kind, double word_size, double row_size, uint64_t key)
@@ -1513,6 +1528,7 @@ static const Test tests[] = {
     {"top_places", test_top_places},
     {"best_words", test_best_words},
     {"sketch_bounds", test_sketch_bounds},
+    {"sketch_bounds_subnormal", test_sketch_bounds_subnormal},
     {"best_words_sizes", test_best_words_sizes},
     {"best_words_left_open", test_best_words_left_open},
     {"scale_forward", test_scale_forward},
