@@ -5160,9 +5160,9 @@ size_t lora_bytes(const T5Config *config, const char *targets, size_t rank, bool
  * with Hugging Face's (generation/utils.py, _beam_search). The results do not depend on how inputs are batched, to the
  * last bit: no kernel lets a row see how many others there are. */
 
-/* A sketch of the head takes about as long to make as SKETCH_AFTER steps take without one. Outputs that may have
- * LONG_OUTPUT tokens mostly have more than SKETCH_AFTER, so it is made at once; otherwise only after so many steps,
- * since it does not pay for a word or two. */
+/* Of a Greedy (promot.h): a sketch of the head takes about as long to make as SKETCH_AFTER steps take without one.
+ * Outputs that may have LONG_OUTPUT tokens mostly have more than SKETCH_AFTER, so it is made at once; otherwise only
+ * after so many steps, since it does not pay for a word or two. */
 enum { SKETCH_AFTER = 4, LONG_OUTPUT = 16 };
 
 typedef struct {

@@ -66,7 +66,7 @@ static void warn_of_other_stages(const Options *o, const Run *run)
             used |= strcmp(strcmp(name, "joint") == 0 ? "model" : name, settings[i].stage) == 0;
         }
         if (!used && o->given[settings[i].id] && !option_true(o, OPT_QUIET))
-            fprintf(stderr, "warning: --%s has no effect, for this run has no stage that trains the %s\n",
+            fprintf(stderr, "warning: --%s has no effect, for this run has no stage of its own for the %s\n",
                     option_table[settings[i].id].name, settings[i].stage);
     }
 }
